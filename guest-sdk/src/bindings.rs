@@ -1,0 +1,34 @@
+//! What `wit/` says, as Rust: generated, and wrapped by the rest of this crate.
+//!
+//! There are two worlds in here, because a component exports all that its world does and the host takes an
+//! exported `resumption` for the wish to be resumed. The first is a plain agent; the second adds nothing but
+//! that export, and [`export!`](crate::export) joins it to the first for an agent that asks for it.
+
+wit_bindgen::generate!({
+    path: "../wit",
+    world: "agent",
+    generate_all,
+    pub_export_macro: true,
+    export_macro_name: "export_agent",
+});
+
+/// The export that makes a run go on after a crash.
+pub mod resumable {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package bureau:sdk;
+
+            world resumable {
+                export bureau:agent/resumption@0.1.0;
+            }
+        ",
+        with: {
+            "bureau:agent/types@0.1.0": super::bureau::agent::types,
+            "bureau:agent/runs@0.1.0": super::bureau::agent::runs,
+            "bureau:agent/resumption@0.1.0": generate,
+        },
+        pub_export_macro: true,
+        export_macro_name: "export_resumption",
+    });
+}

@@ -1,0 +1,280 @@
+//! What an agent answers.
+
+use std::fmt;
+use std::pin::Pin;
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::bindings::bureau::agent::types as raw;
+use crate::bindings::wit_stream;
+use crate::error::{Error, Result};
+
+/// What a call answers: the events that its run emitted, or an HTTP response.
+///
+/// A run that has emitted, or opened its stream, has already answered; a response is dropped then.
+///
+/// ```
+/// use bureau_sdk::prelude::*;
+///
+/// fn not_found() -> Reply {
+///     Reply::text("Not found").with_status(StatusCode::NOT_FOUND)
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Reply(Answer);
+
+#[derive(Debug)]
+enum Answer {
+    Events,
+    Response(http::Response<Body>),
+}
+
+impl Reply {
+    /// The run's events are the answer. A run without any answers `204 No Content`.
+    pub fn events() -> Self {
+        Self(Answer::Events)
+    }
+
+    /// `200` with this value as JSON.
+    ///
+    /// ```
+    /// use bureau_sdk::prelude::*;
+    ///
+    /// fn status() -> Result<Reply> {
+    ///     Reply::json(&json!({ "status": "ok" }))
+    /// }
+    /// ```
+    pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
+        let body = serde_json::to_vec(value)?;
+        Ok(Self::of_type("application/json", body))
+    }
+
+    /// `200` with this text.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::of_type("text/plain; charset=utf-8", text.into())
+    }
+
+    /// This status and an empty body.
+    pub fn status(status: StatusCode) -> Self {
+        Self::from(http::Response::new(())).with_status(status)
+    }
+
+    /// `200` with a body of raw bytes, which the closure goes on writing after the call has returned.
+    ///
+    /// The bytes are passed on as they come and are not journaled, so a client cannot resume them, and one that
+    /// leaves ends the body: see [`Chunks::write`]. The run is over when the call returns, so the closure
+    /// takes what it needs with it. An error that it returns ends the body early and is logged.
+    ///
+    /// ```
+    /// use bureau_sdk::prelude::*;
+    ///
+    /// fn clock() -> Reply {
+    ///     Reply::chunks(async |mut body| {
+    ///         loop {
+    ///             body.write("tick\n").await?;
+    ///             sleep(Duration::from_secs(1)).await;
+    ///         }
+    ///     })
+    /// }
+    /// ```
+    pub fn chunks(write: impl AsyncFnOnce(Chunks) -> Result<()> + 'static) -> Self {
+        let write: Writer = Box::new(|chunks| Box::pin(write(chunks)));
+        Self::from(http::Response::new(Body(Content::Chunks(write))))
+    }
+
+    /// The same with another status. The answer of events keeps its own.
+    #[must_use]
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        if let Answer::Response(response) = &mut self.0 {
+            *response.status_mut() = status;
+        }
+        self
+    }
+
+    /// The same with this header field, in place of any other of that name. The answer of events keeps its own.
+    ///
+    /// ```
+    /// use bureau_sdk::prelude::*;
+    ///
+    /// let reply = Reply::status(StatusCode::METHOD_NOT_ALLOWED)
+    ///     .with_header(header::ALLOW, HeaderValue::from_static("GET, POST"));
+    /// ```
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        if let Answer::Response(response) = &mut self.0 {
+            response.headers_mut().insert(name, value);
+        }
+        self
+    }
+
+    fn of_type(content_type: &'static str, body: impl Into<Body>) -> Self {
+        Self::from(http::Response::new(body))
+            .with_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
+    }
+}
+
+/// Any response of the `http` crate is a reply.
+///
+/// ```
+/// use bureau_sdk::{http, prelude::*};
+///
+/// fn moved() -> Result<Reply> {
+///     let response = http::Response::builder().status(303).header("location", "/").body(())?;
+///     Ok(response.into())
+/// }
+/// ```
+impl<B: Into<Body>> From<http::Response<B>> for Reply {
+    fn from(response: http::Response<B>) -> Self {
+        Self(Answer::Response(response.map(Into::into)))
+    }
+}
+
+/// The body of a response: empty, text or bytes, by conversion; or what [`Reply::chunks`] writes.
+#[derive(Debug)]
+pub struct Body(Content);
+
+enum Content {
+    Bytes(Vec<u8>),
+    Chunks(Writer),
+}
+
+type Writer = Box<dyn FnOnce(Chunks) -> Pin<Box<dyn Future<Output = Result<()>>>>>;
+
+impl From<()> for Body {
+    fn from((): ()) -> Self {
+        Self(Content::Bytes(Vec::new()))
+    }
+}
+
+impl From<&str> for Body {
+    fn from(text: &str) -> Self {
+        Self(Content::Bytes(text.into()))
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Self(Content::Bytes(text.into()))
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Content::Bytes(bytes))
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::Chunks(_) => f.write_str("chunks"),
+        }
+    }
+}
+
+/// The writing end of a body, which [`Reply::chunks`] hands out. The body ends when it is dropped.
+#[derive(Debug)]
+pub struct Chunks(wit_bindgen::StreamWriter<u8>);
+
+/// Nobody reads the body any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client has left")]
+pub struct ClientLeft;
+
+impl Chunks {
+    /// Writes these bytes, and returns when the host has taken them all. Fails when nobody reads any more.
+    pub async fn write(&mut self, bytes: impl Into<Vec<u8>>) -> Result<(), ClientLeft> {
+        let unsent = self.0.write_all(bytes.into()).await;
+        if unsent.is_empty() { Ok(()) } else { Err(ClientLeft) }
+    }
+}
+
+impl From<Reply> for raw::Reply {
+    fn from(reply: Reply) -> Self {
+        let response = match reply.0 {
+            Answer::Events => return Self::Events,
+            Answer::Response(response) => response,
+        };
+        let (head, body) = response.into_parts();
+        let header = |(name, value): (&HeaderName, &HeaderValue)| raw::Header {
+            name: name.as_str().into(),
+            value: value.as_bytes().iter().copied().map(char::from).collect(),
+        };
+        Self::Response(raw::Response {
+            status: head.status.as_u16(),
+            headers: head.headers.iter().map(header).collect(),
+            body: body.into(),
+        })
+    }
+}
+
+impl From<Body> for raw::Body {
+    fn from(body: Body) -> Self {
+        let write = match body.0 {
+            Content::Bytes(bytes) => return Self::Bytes(bytes),
+            Content::Chunks(write) => write,
+        };
+        let (writer, reader) = wit_stream::new();
+        // The task of the call lasts until what it spawned has ended, also after its reply is on its way.
+        wit_bindgen::spawn_local(async move {
+            match write(Chunks(writer)).await {
+                Ok(()) => {}
+                Err(Error::Other(error)) if error.is::<ClientLeft>() => {}
+                Err(error) => eprintln!("the body ended early: {error}"),
+            }
+        });
+        Self::Chunks(reader)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(reply: Reply) -> (u16, Vec<(String, String)>, Vec<u8>) {
+        let raw::Reply::Response(raw::Response { status, headers, body }) = reply.into() else {
+            panic!("the reply is no response");
+        };
+        let raw::Body::Bytes(body) = body else {
+            panic!("the body is streamed");
+        };
+        (
+            status,
+            headers.into_iter().map(|raw::Header { name, value }| (name, value)).collect(),
+            body,
+        )
+    }
+
+    #[test]
+    fn json_says_what_it_is() {
+        let (status, headers, body) = response(Reply::json(&[1, 2]).expect("numbers are JSON"));
+        assert_eq!(status, 200);
+        assert_eq!(headers, [("content-type".into(), "application/json".into())]);
+        assert_eq!(body, b"[1,2]");
+    }
+
+    #[test]
+    fn a_response_passes_unchanged() {
+        let value = HeaderValue::from_bytes(b"J\xfcrgen").expect("the value is valid");
+        let reply = http::Response::builder()
+            .status(418)
+            .header("x-name", &value)
+            .header("x-name", &value)
+            .body(vec![0, 255])
+            .expect("the response is valid");
+        let (status, headers, body) = response(reply.into());
+        assert_eq!(status, 418);
+        assert_eq!(headers, vec![("x-name".to_owned(), "J\u{fc}rgen".to_owned()); 2]);
+        assert_eq!(body, [0, 255]);
+    }
+
+    #[test]
+    fn events_have_neither_status_nor_headers() {
+        let reply = Reply::events()
+            .with_status(StatusCode::NOT_FOUND)
+            .with_header(header::ALLOW, HeaderValue::from_static("GET"));
+        assert!(matches!(raw::Reply::from(reply), raw::Reply::Events));
+    }
+}

@@ -1,0 +1,187 @@
+//! What a client asked.
+
+use std::ops::Deref;
+
+use http::{HeaderName, HeaderValue, Method, Uri};
+use serde::de::DeserializeOwned;
+
+use crate::bindings::bureau::agent::types as raw;
+use crate::error::{Error, Result};
+
+/// A request to an instance: an [`http::Request`] with its whole body, which it dereferences to, and what
+/// the address says below the instance.
+///
+/// ```
+/// use bureau_sdk::prelude::*;
+///
+/// fn greeting(request: &Request) -> Result<String> {
+///     match (request.method(), request.path()) {
+///         (&Method::GET, "/hello") => Ok("hello".into()),
+///         _ => Err(Error::bad_request("only GET /hello is known here")),
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Request {
+    http: http::Request<Vec<u8>>,
+    target: String,
+}
+
+impl Request {
+    /// What follows the instance's name, without the query, and never empty: `/status` for
+    /// `/agents/api/demo/status`, and `/` for `/agents/api/demo`. As the client sent it, so percent-encoded.
+    pub fn path(&self) -> &str {
+        match self.target.split('?').next() {
+            None | Some("") => "/",
+            Some(path) => path,
+        }
+    }
+
+    /// The query as a value. A query that does not fit is a [`Error::BadRequest`] which names the fault.
+    ///
+    /// ```
+    /// use bureau_sdk::prelude::*;
+    /// use serde::Deserialize;
+    ///
+    /// #[derive(Deserialize)]
+    /// struct Steps {
+    ///     #[serde(default)]
+    ///     steps: u32,
+    /// }
+    ///
+    /// fn steps(request: &Request) -> Result<u32> {
+    ///     let Steps { steps } = request.query()?;
+    ///     Ok(steps)
+    /// }
+    /// ```
+    pub fn query<T: DeserializeOwned>(&self) -> Result<T> {
+        let query = self.target.split_once('?').map_or("", |(_, query)| query);
+        serde_urlencoded::from_str(query)
+            .map_err(|fault| Error::BadRequest(format!("the query does not fit: {fault}")))
+    }
+
+    /// The body as a value. A body that is not JSON or does not fit is a [`Error::BadRequest`] which names the
+    /// fault with its line and column.
+    ///
+    /// ```
+    /// use bureau_sdk::prelude::*;
+    /// use serde::Deserialize;
+    ///
+    /// #[derive(Deserialize)]
+    /// struct Action {
+    ///     action: String,
+    /// }
+    ///
+    /// fn action(request: &Request) -> Result<String> {
+    ///     let Action { action } = request.json()?;
+    ///     Ok(action)
+    /// }
+    /// ```
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(self.body())
+            .map_err(|fault| Error::BadRequest(format!("the body does not fit: {fault}")))
+    }
+
+    /// The request as the client sent it.
+    pub fn into_http(self) -> http::Request<Vec<u8>> {
+        self.http
+    }
+}
+
+impl Deref for Request {
+    type Target = http::Request<Vec<u8>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.http
+    }
+}
+
+/// The parts of the request that did not fit the `http` crate's types are the client's fault.
+impl TryFrom<raw::Request> for Request {
+    type Error = Error;
+
+    fn try_from(request: raw::Request) -> Result<Self> {
+        let raw::Request { method, url, path, headers, body } = request;
+        let mut http = http::Request::new(body);
+        *http.method_mut() = Method::from_bytes(method.as_bytes()).map_err(Error::bad_request)?;
+        *http.uri_mut() = Uri::try_from(url).map_err(Error::bad_request)?;
+        for raw::Header { name, value } in headers {
+            let name = HeaderName::try_from(name).map_err(Error::bad_request)?;
+            http.headers_mut().append(name, header_value(&value)?);
+        }
+        Ok(Self { http, target: path })
+    }
+}
+
+/// A header's value, of which each character stands for one byte.
+fn header_value(value: &str) -> Result<HeaderValue> {
+    let bytes = value.chars().map(u8::try_from).collect::<Result<Vec<_>, _>>();
+    let bytes = bytes.map_err(Error::bad_request)?;
+    HeaderValue::try_from(bytes).map_err(Error::bad_request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(path: &str, body: &str) -> Request {
+        let header = raw::Header { name: "x-name".into(), value: "J\u{fc}rgen".into() };
+        let request = raw::Request {
+            method: "PURGE".into(),
+            url: format!("/agents/api/demo{path}"),
+            path: path.into(),
+            headers: vec![header.clone(), header],
+            body: body.into(),
+        };
+        request.try_into().expect("the request is valid")
+    }
+
+    #[test]
+    fn the_path_is_what_is_below_the_instance() {
+        for (target, path) in [("/a/b?c=/d", "/a/b"), ("/", "/"), ("", "/"), ("?a=1", "/")] {
+            assert_eq!(request(target, "").path(), path, "of {target:?}");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_as_the_client_sent_it() {
+        let request = request("/a?b=1", "");
+        assert_eq!(request.method().as_str(), "PURGE");
+        assert_eq!(request.uri(), "/agents/api/demo/a?b=1");
+        let names: Vec<_> = request.headers().get_all("x-name").iter().collect();
+        assert_eq!(names, [&b"J\xfcrgen"[..]; 2]);
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct Options {
+        name: String,
+        steps: Option<u32>,
+    }
+
+    #[test]
+    fn a_query_that_does_not_fit_is_the_clients_fault() {
+        let options = request("/?name=a%20b", "").query::<Options>();
+        let expected = Options { name: "a b".into(), steps: None };
+        assert_eq!(options.expect("the query fits"), expected);
+
+        for (target, fault) in [("?name=a&steps=many", "invalid digit"), ("/", "`name`")] {
+            let options = request(target, "").query::<Options>();
+            assert!(
+                matches!(&options, Err(Error::BadRequest(message)) if message.contains(fault)),
+                "{options:?} for {target}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_body_that_does_not_fit_is_named_with_its_place() {
+        let body = request("/", "{\"action\": \"go\"}").json::<serde_json::Value>();
+        assert_eq!(body.expect("the body fits")["action"], "go");
+
+        let fault = request("/", "{\n  \"action\": }").json::<serde_json::Value>();
+        let Err(Error::BadRequest(message)) = fault else {
+            panic!("{fault:?} is not the client's fault");
+        };
+        assert!(message.contains("line 2 column 13"), "{message}");
+    }
+}

@@ -1,0 +1,155 @@
+//! One call on an instance, and what the instance keeps.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::bindings::bureau::agent::{identity, runs, state};
+use crate::error::Result;
+use crate::event::{EmitError, Event};
+use crate::storage::{Storage, StoreError};
+
+/// One call on an instance: it emits events, and reaches what the instance keeps.
+///
+/// What an agent does between two points where it waits is a *turn*. The events and the state of a turn become
+/// durable together or not at all. [`emit`](Self::emit) may wait before it takes the event but never after, so
+/// an event and the state that goes with it are one turn in this order:
+///
+/// ```no_run
+/// # use bureau_sdk::prelude::*;
+/// # async fn example(run: &Run, steps: u32) -> Result<()> {
+/// run.emit(format!("step {steps}")).await?;
+/// run.set_state(&steps)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Run(runs::Run);
+
+impl Run {
+    pub(crate) fn new(run: &runs::Run) -> &Self {
+        // SAFETY: the representation is that of the only field, so a reference to one is a reference to the other.
+        unsafe { &*std::ptr::from_ref(run).cast() }
+    }
+
+    /// The run's id, a ULID.
+    pub fn id(&self) -> String {
+        self.0.id()
+    }
+
+    /// The agent's name.
+    pub fn agent(&self) -> String {
+        identity::agent()
+    }
+
+    /// The instance's name.
+    pub fn instance(&self) -> String {
+        identity::instance()
+    }
+
+    /// The SHA-256 digest of the running module, in lower-case hexadecimal.
+    pub fn module(&self) -> String {
+        identity::module()
+    }
+
+    /// The `Last-Event-ID` that the client sent and the host could not resume, if there was one.
+    pub fn last_event_id(&self) -> Option<String> {
+        self.0.last_event_id()
+    }
+
+    /// Declares the answer an event stream before there is an event, so that the client sees headers and
+    /// heartbeats while the agent thinks.
+    pub fn open(&self) {
+        self.0.open();
+    }
+
+    /// Emits an event and returns its number within the run. Waits first while too much of the run is not
+    /// durable yet.
+    ///
+    /// ```no_run
+    /// # use bureau_sdk::prelude::*;
+    /// # async fn example(run: &Run) -> Result<()> {
+    /// run.emit("Starting...").await?;
+    /// run.emit(Event::json(&json!({ "percent": 42 }))?.name("progress")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn emit(&self, event: impl Into<Event>) -> Result<u64, EmitError> {
+        let Event(event) = event.into();
+        loop {
+            match self.0.emit_event(&event) {
+                Err(runs::EmitError::Backlogged) => self.flush().await?,
+                taken => return Ok(taken?),
+            };
+        }
+    }
+
+    /// Emits an event without ever waiting, or says that it cannot be now.
+    pub fn try_emit(&self, event: impl Into<Event>) -> Result<u64, EmitError> {
+        Ok(self.0.emit_event(&event.into().0)?)
+    }
+
+    /// Waits until everything emitted so far is durable; returns the number of the last event, 0 for none.
+    pub async fn flush(&self) -> Result<u64, EmitError> {
+        Ok(self.0.flush().await?)
+    }
+
+    /// Whether the run has been cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// Waits until the run is cancelled.
+    ///
+    /// ```no_run
+    /// # use bureau_sdk::prelude::*;
+    /// # async fn think() -> String { String::new() }
+    /// # async fn example(run: &Run) -> Result<()> {
+    /// match select(run.cancelled(), think()).await {
+    ///     Either::Left(()) => return Err(Error::Cancelled),
+    ///     Either::Right(thought) => run.emit(thought).await?,
+    /// };
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn cancelled(&self) {
+        self.0.cancelled().await;
+    }
+
+    /// The instance's state: what was last set, in this run or any other, or the default.
+    ///
+    /// ```no_run
+    /// # use bureau_sdk::prelude::*;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Default, Serialize, Deserialize)]
+    /// struct Visits {
+    ///     count: u64,
+    /// }
+    ///
+    /// # fn example(run: &Run) -> Result<()> {
+    /// let mut visits: Visits = run.state()?;
+    /// visits.count += 1;
+    /// run.set_state(&visits)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn state<T: DeserializeOwned + Default>(&self) -> Result<T> {
+        match state::get() {
+            Some(json) => Ok(serde_json::from_str(&json)?),
+            None => Ok(T::default()),
+        }
+    }
+
+    /// Replaces the instance's state, which is kept as one JSON document.
+    pub fn set_state<T: Serialize + ?Sized>(&self, state: &T) -> Result<()> {
+        let json = serde_json::to_string(state)?;
+        state::set(&json).map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    /// The instance's keyed storage, for what does not fit one document.
+    pub fn storage(&self) -> Storage {
+        Storage
+    }
+}

@@ -1,0 +1,289 @@
+//! Which live store serves an instance: get or start, and retire.
+//!
+//! **Problem.** Concurrent callers must share one start, a swap must take effect with the next request while
+//! old runs go on, and a million instances must fit where a few thousand are live.
+//!
+//! **Mechanism.** One map from instance to slot. A slot holds the ledger, shared by all stores of the instance, and the
+//! mailbox of the current one. A store whose module is no longer current, that sat idle, or that must make
+//! room is retired by dropping its mailbox. Each store has a generation, so that an old one's exit cannot
+//! remove its successor; the slot goes when its last store is gone and all it wrote is durable.
+//!
+//! **Limits.** [`InstanceLimits::live`] stores; beyond it the least recently used idle ones go, and when none is
+//! idle the caller is refused. A full mailbox or too many runs refuse the call: nothing waits without bound.
+//!
+//! **Cost.** One short lock per request; a scan of the live ones per [`EVICTED`] evictions and per sweep.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use crate::agent::instance::Actor;
+use crate::agent::registry::Deployed;
+use crate::config::InstanceLimits;
+use crate::fault::Fault;
+use crate::id::{InstanceKey, RunId};
+use crate::journal::Journal;
+use crate::shutdown::Shutdown;
+use crate::wasm::{Call, Engine, Ledger, Load, Session};
+
+/// How many idle instances go at once when room is needed, so that the scan for them is paid rarely.
+const EVICTED: usize = 32;
+
+/// All live instances. Clones are the same directory.
+#[derive(Clone)]
+pub struct Directory(Arc<Inner>);
+
+struct Inner {
+    engine: Arc<Engine>,
+    journal: Journal,
+    limits: Arc<InstanceLimits>,
+    shutdown: Shutdown,
+    began: Instant,
+    live: Mutex<Live>,
+    left: Notify,
+}
+
+#[derive(Default)]
+struct Live {
+    slots: HashMap<InstanceKey, Slot>,
+    generations: u64,
+    /// Stores that are current: those on their way out do not count.
+    current: usize,
+}
+
+struct Slot {
+    ledger: Arc<Ledger>,
+    current: Option<Current>,
+    /// The sessions of all stores of the instance that are not gone.
+    stores: Vec<(Generation, Arc<Session>)>,
+}
+
+struct Current {
+    generation: Generation,
+    deployed: Arc<Deployed>,
+    load: Arc<Load>,
+    mailbox: mpsc::Sender<Call>,
+}
+
+/// Which start of a store, counted over the host's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Generation(u64);
+
+/// A call that was not taken, and why.
+pub struct Refused {
+    /// The call, unharmed.
+    pub call: Box<Call>,
+    /// Why it was not taken.
+    pub fault: Fault,
+}
+
+impl Directory {
+    /// A directory without live instances.
+    pub fn new(
+        engine: Arc<Engine>,
+        journal: Journal,
+        limits: Arc<InstanceLimits>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            engine,
+            journal,
+            limits,
+            shutdown,
+            began: Instant::now(),
+            live: Mutex::default(),
+            left: Notify::new(),
+        }))
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        // Nothing below panics while it holds the lock, so a poisoned one is whole.
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Hands a call to the instance, starting it if it is not live on this module. `call` is made with the
+    /// instance's ledger.
+    pub fn send(
+        &self,
+        key: &InstanceKey,
+        deployed: &Arc<Deployed>,
+        call: impl FnOnce(&Ledger) -> Call,
+    ) -> Result<(), Refused> {
+        let mut live = self.live();
+        let live = &mut *live;
+        let slot = match live.slots.entry(key.clone()) {
+            MapEntry::Occupied(slot) => slot.into_mut(),
+            MapEntry::Vacant(slot) => slot.insert(Slot {
+                ledger: Arc::new(Ledger::new(self.0.journal.clone(), key.clone())),
+                current: None,
+                stores: Vec::new(),
+            }),
+        };
+        let call = call(&slot.ledger);
+        let stale = |current: &Current| {
+            !Arc::ptr_eq(&current.deployed, deployed) || current.mailbox.is_closed()
+        };
+        if slot.current.as_ref().is_some_and(stale) {
+            slot.current = None;
+            live.current -= 1;
+        }
+        if slot.current.is_none() {
+            if live.current >= self.0.limits.live && !self.evict(live) {
+                let fault = Fault::HostBusy { limit: self.0.limits.live };
+                live.remove_if_unused(key);
+                return Err(Refused { call: Box::new(call), fault });
+            }
+            self.start(live, key, deployed);
+        }
+        let limits = &self.0.limits;
+        let busy = |limit| Fault::InstanceBusy { limit };
+        let current = live.slots.get(key).and_then(|slot| slot.current.as_ref());
+        let Some(current) = current else {
+            return Err(Refused { call: Box::new(call), fault: Fault::Internal });
+        };
+        if current.load.in_flight.load(Ordering::Acquire) >= limits.runs {
+            return Err(Refused { call: Box::new(call), fault: busy(limits.runs) });
+        }
+        current.mailbox.try_send(call).map_err(|refused| Refused {
+            call: Box::new(refused.into_inner()),
+            fault: busy(limits.mailbox),
+        })?;
+        // Counted under the lock that retiring takes, so that a store with a call on its way is never idle.
+        current.load.in_flight.fetch_add(1, Ordering::AcqRel);
+        current.load.last_used.store(self.now(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) {
+        let Some(slot) = live.slots.get_mut(key) else { return };
+        live.generations += 1;
+        live.current += 1;
+        let generation = Generation(live.generations);
+        let load = Arc::new(Load::default());
+        let session = Arc::new(Session::new(
+            slot.ledger.clone(),
+            deployed.module.digest(),
+            deployed.module.resumes(),
+            self.0.limits.clone(),
+            load.clone(),
+        ));
+        let (mailbox, receiver) = mpsc::channel(self.0.limits.mailbox);
+        slot.stores.push((generation, session.clone()));
+        slot.current = Some(Current { generation, deployed: deployed.clone(), load, mailbox });
+        let actor = Actor {
+            directory: self.clone(),
+            generation,
+            deployed: deployed.clone(),
+            session,
+            mailbox: receiver,
+        };
+        let force = self.0.shutdown.force.clone();
+        self.0.shutdown.tasks.spawn(async move { force.run_until_cancelled(actor.run()).await });
+    }
+
+    /// Retires the least recently used idle instances. Whether there were any.
+    fn evict(&self, live: &mut Live) -> bool {
+        let mut idle: Vec<_> = live
+            .slots
+            .values_mut()
+            .filter_map(|slot| {
+                let load = &slot.current.as_ref()?.load;
+                let last_used = load.last_used.load(Ordering::Relaxed);
+                (load.in_flight.load(Ordering::Acquire) == 0).then_some((last_used, slot))
+            })
+            .collect();
+        idle.sort_unstable_by_key(|(last_used, _)| *last_used);
+        let evicted = idle.len().min(EVICTED).min(1 + self.0.limits.live / 2);
+        for (_, slot) in idle.into_iter().take(evicted) {
+            slot.current = None;
+        }
+        live.current -= evicted;
+        evicted > 0
+    }
+
+    /// Retires idle instances because the pool is full. Whether there were any.
+    pub(super) fn make_room(&self) -> bool {
+        self.evict(&mut self.live())
+    }
+
+    /// Waits for a store to be gone, or a moment.
+    pub(super) async fn room_made(&self) {
+        drop(tokio::time::timeout(Duration::from_secs(1), self.0.left.notified()).await);
+    }
+
+    /// Retires instances that had no call for the idle time, again and again.
+    pub async fn sweep(self) {
+        let idle = u64::try_from(self.0.limits.idle.as_millis()).unwrap_or(u64::MAX);
+        let mut tick = tokio::time::interval(Duration::from_millis(idle.clamp(20, 1000)));
+        loop {
+            tick.tick().await;
+            let horizon = self.now().saturating_sub(idle);
+            let mut live = self.live();
+            let mut retired = 0;
+            for slot in live.slots.values_mut() {
+                let sat_idle = |current: &mut Current| {
+                    current.load.in_flight.load(Ordering::Acquire) == 0
+                        && current.load.last_used.load(Ordering::Relaxed) < horizon
+                };
+                retired += usize::from(slot.current.take_if(sat_idle).is_some());
+            }
+            live.current -= retired;
+        }
+    }
+
+    /// A store has failed: it takes no more calls.
+    pub(super) fn forget(&self, key: &InstanceKey, generation: Generation) {
+        let mut live = self.live();
+        let Some(slot) = live.slots.get_mut(key) else { return };
+        if slot.current.take_if(|current| current.generation == generation).is_some() {
+            live.current -= 1;
+        }
+    }
+
+    /// A store is gone, and what it wrote is durable.
+    pub(super) fn gone(&self, key: &InstanceKey, generation: Generation) {
+        self.forget(key, generation);
+        let mut live = self.live();
+        if let Some(slot) = live.slots.get_mut(key) {
+            slot.stores.retain(|(each, _)| *each != generation);
+        }
+        live.remove_if_unused(key);
+        drop(live);
+        self.0.left.notify_waiters();
+    }
+
+    /// Asks a run to end. Whether it was in flight.
+    pub fn cancel(&self, key: &InstanceKey, run: RunId) -> bool {
+        let live = self.live();
+        let Some(slot) = live.slots.get(key) else { return false };
+        slot.stores.iter().any(|(_, session)| session.cancel(run))
+    }
+
+    /// How many stores there are, with those on their way out.
+    pub fn stores(&self) -> usize {
+        self.live().slots.values().map(|slot| slot.stores.len()).sum()
+    }
+}
+
+impl Live {
+    fn remove_if_unused(&mut self, key: &InstanceKey) {
+        if let MapEntry::Occupied(slot) = self.slots.entry(key.clone())
+            && slot.get().stores.is_empty()
+        {
+            slot.remove();
+        }
+    }
+}

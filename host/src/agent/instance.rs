@@ -1,0 +1,85 @@
+//! The task that owns one live instance's store.
+//!
+//! **Problem.** A store belongs to one task, can fail at any await, and has callers who must hear of it.
+//!
+//! **Mechanism.** The actor takes calls from a bounded mailbox until the directory drops its end, which is how
+//! an instance is retired: idle, swapped, or pushed out. Queued calls and those in flight are served to
+//! their end first. After a failure the directory forgets the actor before the fault is answered to
+//! calls still queued, so that a client who comes again gets a fresh store.
+//!
+//! ```text
+//!   starting --instantiated--> serving --mailbox closed, last run ended--> settling --durable--> gone
+//!      |                          |                                            ^
+//!      +------- cannot start -----+---------- store failed: runs end ----------+
+//! ```
+//!
+//! **Limits.** [`InstanceLimits::mailbox`](crate::config::InstanceLimits::mailbox). **Cost.** A task, a mailbox and a store.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::agent::directory::{Directory, Generation};
+use crate::agent::registry::Deployed;
+use crate::fault::Fault;
+use crate::wasm::{Answer, Call, LiveStore, Session, StartError};
+
+/// What an actor is made of.
+pub(super) struct Actor {
+    pub(super) directory: Directory,
+    pub(super) generation: Generation,
+    pub(super) deployed: Arc<Deployed>,
+    pub(super) session: Arc<Session>,
+    pub(super) mailbox: mpsc::Receiver<Call>,
+}
+
+impl Actor {
+    /// Lives until the instance is retired or fails.
+    pub(super) async fn run(mut self) {
+        let served = match self.start().await {
+            Ok(store) => store.serve(&mut self.mailbox).await,
+            Err(fault) => Err(fault),
+        };
+        let ledger = self.session.ledger().clone();
+        if let Err(fault) = served {
+            self.directory.forget(ledger.key(), self.generation);
+            self.refuse_queued(&fault).await;
+        }
+        // Another store of this instance may start meanwhile and shares the ledger. A journal that has died
+        // ends the host, so what it still owes does not matter.
+        drop(ledger.settled().await);
+        self.directory.gone(ledger.key(), self.generation);
+    }
+
+    async fn start(&self) -> Result<LiveStore, Fault> {
+        let engine = self.directory.engine();
+        let start = || {
+            let variables = self.deployed.variables.clone();
+            LiveStore::start(engine, &self.deployed.module, self.session.clone(), variables)
+        };
+        let mut started = start().await;
+        if matches!(started, Err(StartError::NoRoom)) && self.directory.make_room() {
+            // The instance that was pushed out needs a moment to let go of its slot.
+            self.directory.room_made().await;
+            started = start().await;
+        }
+        started.map_err(|cause| {
+            let key = self.session.ledger().key();
+            tracing::error!(instance = %key, module = %self.session.module(), %cause, "cannot start");
+            match cause {
+                StartError::NoRoom => Fault::HostBusy { limit: self.session.limits().live },
+                StartError::Failed(_) => Fault::AgentUnavailable,
+            }
+        })
+    }
+
+    /// Answers the calls that no store will take.
+    async fn refuse_queued(&mut self, fault: &Fault) {
+        self.mailbox.close();
+        while let Some(call) = self.mailbox.recv().await {
+            self.session.begin(&call.run);
+            self.session.finish(&call.run, Answer::Failed(fault.clone()));
+        }
+        self.session.fail(fault);
+    }
+}

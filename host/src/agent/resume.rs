@@ -1,0 +1,162 @@
+//! Going on with runs that the host's end cut off.
+//!
+//! **Problem.** After a start there may be thousands of unfinished runs, of agents that resume, of agents that do
+//! not, and of agents that are not served; some may be what brought the host down.
+//!
+//! **Mechanism.** The journal hands them over once. When an agent is served, each of its runs is either called
+//! back through `on-resume`, ended as `interrupted` when the module does not resume, or ended as `gave-up` when it was
+//! interrupted [`MAX_INTERRUPTIONS`] times without getting any further. Runs of agents that are not served wait.
+//!
+//! **Limits.** A number of resumptions under way at once; the others wait their turn, and their readers with them.
+//!
+//! **Cost.** A record and a tail per waiting run.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::agent::directory::{Directory, Refused};
+use crate::agent::registry::Deployed;
+use crate::fault::Fault;
+use crate::journal::{Journal, Turn, Unfinished};
+use crate::wasm::{Call, Entry, Origin, Request, Run, epitaph};
+
+/// A run that is cut off this often without a new durable event in between is not tried again.
+const MAX_INTERRUPTIONS: u32 = 3;
+
+/// How long to wait when an instance cannot take a resumption now.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Header fields that are not kept for a resumption: they are the client's to show, not the host's to store.
+const SECRET: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
+
+/// The unfinished runs of the last start.
+pub struct Resumptions {
+    journal: Journal,
+    directory: Directory,
+    waiting: Mutex<Vec<Unfinished>>,
+    at_once: Arc<Semaphore>,
+}
+
+impl Resumptions {
+    /// Takes over what the journal found unfinished.
+    pub fn new(
+        journal: Journal,
+        directory: Directory,
+        waiting: Vec<Unfinished>,
+        at_once: usize,
+    ) -> Self {
+        let at_once = Arc::new(Semaphore::new(at_once));
+        Self { journal, directory, waiting: Mutex::new(waiting), at_once }
+    }
+
+    /// Takes up the waiting runs of an agent that is served now.
+    pub async fn take_up(&self, deployed: Arc<Deployed>) {
+        let runs: Vec<_> = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let ours = |unfinished: &mut Unfinished| {
+                *unfinished.record.instance.agent() == deployed.agent
+            };
+            waiting.extract_if(.., ours).collect()
+        };
+        for unfinished in runs {
+            if unfinished.record.interruptions >= MAX_INTERRUPTIONS {
+                self.bury(&unfinished, &deployed, &Fault::GaveUp);
+                continue;
+            }
+            let request = unfinished.request.as_deref().and_then(restore);
+            match request.filter(|_| deployed.module.resumes()) {
+                Some(request) => self.resume(unfinished, &deployed, request).await,
+                None => self.bury(&unfinished, &deployed, &Fault::Interrupted),
+            }
+        }
+    }
+
+    fn bury(&self, unfinished: &Unfinished, deployed: &Deployed, fault: &Fault) {
+        let Unfinished { record, tail, .. } = unfinished;
+        tracing::warn!(
+            instance = %record.instance, run = %record.run, code = fault.code(),
+            interruptions = record.interruptions, "an interrupted run ends"
+        );
+        let writes = epitaph(tail, deployed.module.digest(), record.last, fault);
+        self.journal.lane(record.instance.clone()).submit(Turn(writes));
+    }
+
+    async fn resume(&self, unfinished: Unfinished, deployed: &Arc<Deployed>, request: Request) {
+        let Unfinished { record, tail, .. } = unfinished;
+        // The semaphore lives as long as `self` and is never closed.
+        let Ok(permit) = self.at_once.clone().acquire_owned().await else { return };
+        tracing::info!(instance = %record.instance, run = %record.run, after = %record.last, "resuming");
+        let origin = Origin {
+            last_event_id: None,
+            request: None,
+            resumed_after: Some(record.last),
+            permit: Some(permit),
+        };
+        let run = Run::new(tail, origin, None);
+        let mut call = Call { run, request, entry: Entry::Resume(record.last) };
+        while let Err(Refused { call: refused, fault }) =
+            self.directory.send(&record.instance, deployed, |_| call)
+        {
+            tracing::debug!(instance = %record.instance, code = fault.code(), "a resumption waits");
+            tokio::time::sleep(RETRY).await;
+            call = *refused;
+        }
+    }
+}
+
+/// A request as it is kept. The field names are the format; do not rename them.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    method: String,
+    url: String,
+    path: String,
+    headers: Vec<(String, String)>,
+    /// The body, one character per byte, since most bodies are text.
+    body: String,
+}
+
+/// A request as bytes to keep for a resumption.
+pub fn keep(request: &Request) -> Bytes {
+    let public = |(name, _): &&(String, String)| {
+        !SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret))
+    };
+    let kept = Kept {
+        method: request.method.clone(),
+        url: request.url.clone(),
+        path: request.path.clone(),
+        headers: request.headers.iter().filter(public).cloned().collect(),
+        body: request.body.iter().copied().map(char::from).collect(),
+    };
+    serde_json::to_vec(&kept).expect("strings always serialize").into()
+}
+
+fn restore(kept: &[u8]) -> Option<Request> {
+    let Kept { method, url, path, headers, body } = serde_json::from_slice(kept).ok()?;
+    let body = body.chars().map(|char| u8::try_from(char).ok()).collect::<Option<Vec<u8>>>()?;
+    Some(Request { method, url, path, headers, body: body.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_request_comes_back_without_its_secrets() {
+        let headers = ["Cookie", "AUTHORIZATION", "proxy-authorization", "x-kept"]
+            .map(|name| (name.to_owned(), "\u{e9}value".to_owned()));
+        let request = Request {
+            method: "POST".into(),
+            url: "/agents/a/b/c?d".into(),
+            path: "/c?d".into(),
+            headers: headers.to_vec(),
+            body: Bytes::from_iter(0..=255),
+        };
+        let restored = restore(&keep(&request)).unwrap();
+        assert_eq!(restored.headers, [headers[3].clone()]);
+        assert_eq!(Request { headers: headers.to_vec(), ..restored }, request);
+    }
+}

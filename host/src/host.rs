@@ -1,0 +1,143 @@
+//! The host as a whole: its parts put together, from start to end.
+//!
+//! **Problem.** The parts depend on each other in one order and must end in the opposite one, and no
+//! part may die without the host noticing.
+//!
+//! **Mechanism.** [`Host::open`] opens the journal and makes the engine; [`Host::deploy`] lets a module
+//! serve and takes up what its agent left unfinished; [`Host::serve`] answers until it is told to end or the
+//! journal gives up, then drains, forces, and closes the journal last.
+//!
+//! **Limits** are those of the [`Config`]. **Cost.** Opening reads the journal's unfinished runs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+
+use crate::agent::{Deployment, Directory, Registry, Resumptions};
+use crate::config::Config;
+use crate::http::admin::{Admin, Readiness};
+use crate::http::api::Api;
+use crate::http::server;
+use crate::id::AgentName;
+use crate::journal::{self, Backend, Health, Journal, Unfinished};
+use crate::shutdown::Shutdown;
+use crate::wasm::{Engine, LoadError};
+
+/// A host that is open and may be serving. Clones are the same host.
+#[derive(Clone)]
+pub struct Host {
+    api: Arc<Api>,
+    admin: Arc<Admin>,
+    resumptions: Arc<Resumptions>,
+}
+
+impl Host {
+    /// Opens the journal in the data directory and makes ready to load agents.
+    pub fn open(config: Config) -> anyhow::Result<Self> {
+        make_private(&config.data)?;
+        let opened = Journal::open(journal_options(&config))?;
+        Self::with_journal(config, opened)
+    }
+
+    /// Keeps the journal on this backend instead of in a file.
+    pub fn open_on(config: Config, backend: Backend) -> anyhow::Result<Self> {
+        let opened = Journal::open_on(backend, journal_options(&config))?;
+        Self::with_journal(config, opened)
+    }
+
+    fn with_journal(
+        config: Config,
+        (journal, unfinished): (Journal, Vec<Unfinished>),
+    ) -> anyhow::Result<Self> {
+        let cache = config.data.join("cache");
+        make_private(&cache)?;
+        let engine = Arc::new(Engine::new(&config.instances, cache)?);
+        let shutdown = Shutdown::default();
+        let limits = Arc::new(config.instances.clone());
+        let directory =
+            Directory::new(engine.clone(), journal.clone(), limits, shutdown.clone());
+        let resumptions = Resumptions::new(
+            journal.clone(),
+            directory.clone(),
+            unfinished,
+            config.resumptions_at_once,
+        );
+        let registry = Arc::new(Registry::new(engine, config.agents.clone()));
+        let config = Arc::new(config);
+        let api = Arc::new(Api { config, registry, directory, journal, shutdown });
+        let admin = Arc::new(Admin { api: api.clone(), readiness: Arc::default() });
+        Ok(Self { api, admin, resumptions: Arc::new(resumptions) })
+    }
+
+    /// What is served, and whether it is all there.
+    pub fn registry(&self) -> &Registry {
+        &self.api.registry
+    }
+
+    /// What the host has not loaded yet or could not.
+    pub fn readiness(&self) -> &Readiness {
+        &self.admin.readiness
+    }
+
+    /// Compiles and checks a module, and lets it serve its agent's next request.
+    pub async fn deploy(&self, agent: AgentName, bytes: Vec<u8>) -> Result<Deployment, LoadError> {
+        let deployment = self.registry().deploy(agent, bytes).await?;
+        let (resumptions, current) = (self.resumptions.clone(), deployment.current.clone());
+        // Not on the tracker: what waits for its turn to resume must not hold up the host's end.
+        tokio::spawn(async move { resumptions.take_up(current).await });
+        Ok(deployment)
+    }
+
+    /// Answers on the admin address, from now until the host ends.
+    pub fn serve_admin(&self, listener: TcpListener) {
+        let admin = self.admin.clone();
+        let service = move |request| admin.clone().answer(request);
+        let (limits, shutdown) = (self.api.config.http.clone(), self.api.shutdown.clone());
+        tokio::spawn(async move { server::serve(listener, service, &limits, shutdown).await });
+    }
+
+    /// Answers on the public address until `stop` comes, then ends: replies under way may take the
+    /// configured grace, event streams end at once and say when to come back, and the journal is closed last.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let Api { config, journal, shutdown, directory, .. } = &*self.api;
+        let api = self.api.clone();
+        let service = move |request| api.clone().answer(request);
+        let sweeper = tokio::spawn(directory.clone().sweep());
+        let mut health = journal.health();
+        let died = async {
+            let dead = health.wait_for(|health| matches!(health, Health::Dead(_))).await;
+            // The journal of this host outlives the wait.
+            dead.ok().map(|health| health.clone())
+        };
+        let served = tokio::select! {
+            () = server::serve(listener, service, &config.http, shutdown.clone()) => Ok(()),
+            () = stop => Ok(()),
+            Some(Health::Dead(why)) = died => Err(anyhow::anyhow!("the journal gave up: {why}")),
+            ended = sweeper => ended.context("the instance sweeper ended"),
+        };
+        shutdown.run_down(config.grace).await;
+        journal.close().await;
+        served
+    }
+}
+
+fn journal_options(config: &Config) -> journal::Options {
+    config.journal.options(config.data.join("journal.redb"))
+}
+
+/// Makes a directory that only its owner can enter: it holds everyone's data, and code that is trusted.
+fn make_private(directory: &Path) -> anyhow::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+        .create(directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))
+}

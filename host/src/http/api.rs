@@ -1,0 +1,321 @@
+//! One function for each thing a client can ask for.
+//!
+//! **Problem.** A request is routed, refused, resumed, or run, and every way it can end is a response that a
+//! client, a proxy and a browser's `EventSource` take rightly.
+//!
+//! **Mechanism.** The route decides the function. A request that says where it stopped reading is answered
+//! from the journal, without the agent; any other becomes a call, and the first thing the run does decides the
+//! answer: events, a response, or a problem. Nothing leaves before the ticket that came with the answer is durable.
+//!
+//! **Limits.** Those of [`HttpLimits`](crate::config::HttpLimits). **Cost.** Parsing the target, one lookup
+//! of the module and one of the instance, and the copies into and out of the guest.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited, StreamBody};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+
+use super::accept::Accept;
+use super::problem::Problem;
+use super::route::{self, Route};
+use super::sse::{self, EventsBody, Pace};
+use super::{Body, BodyError, cors};
+use crate::agent::{self, Deployed, Directory, Refused, Registry};
+use crate::config::Config;
+use crate::fault::Fault;
+use crate::id::{Digest, InstanceKey, RunId};
+use crate::journal::{Health, Journal, Located, NotResumable, Reader};
+use crate::shutdown::Shutdown;
+use crate::wasm::{Answer, Answered, Call, Chunks, Entry, Head, Origin, Request as AgentRequest, Run};
+
+const RUN: HeaderName = HeaderName::from_static("bureau-run");
+const MODULE: HeaderName = HeaderName::from_static("bureau-module");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// What of an id is repeated to the client that sent it.
+const MAX_ECHO: usize = 128;
+
+/// Header fields that belong to a connection and not to what is sent over it (RFC 9110, 7.6.1), or that the
+/// host writes itself. An agent's are dropped.
+const NOT_THE_AGENTS: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Everything that answers on the public address.
+pub struct Api {
+    pub config: Arc<Config>,
+    pub registry: Arc<Registry>,
+    pub directory: Directory,
+    pub journal: Journal,
+    pub shutdown: Shutdown,
+}
+
+/// A request that cannot be resumed: the id it came with, and why.
+type Reset = (String, NotResumable);
+
+impl Api {
+    /// Answers a request.
+    pub async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let accept = Accept::of(request.headers());
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let cors = &self.config.cors;
+        if let Some(allowed) = cors::preflight(cors, &request) {
+            return allowed;
+        }
+        let mut response = match self.route(request, accept).await {
+            Ok(response) => response,
+            Err(problem) => problem.response(accept, self.config.http.retry),
+        };
+        cors::allow(cors, origin, response.headers_mut());
+        response
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        accept: Accept,
+    ) -> Result<Response<Body>, Problem> {
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        match route::parse(target)? {
+            Route::Agent { instance, path } => self.agent(instance, path, request, accept).await,
+        }
+    }
+
+    /// A request to an instance: resumes a stream or begins a run.
+    async fn agent(
+        &self,
+        instance: InstanceKey,
+        path: String,
+        request: Request<Incoming>,
+        accept: Accept,
+    ) -> Result<Response<Body>, Problem> {
+        let deployed = self.registry.current(instance.agent()).ok_or(Fault::UnknownAgent)?;
+        if !accept.is_satisfiable() {
+            return Err(Problem::NotAcceptable);
+        }
+        if self.shutdown.drain.is_cancelled() {
+            return Err(Fault::Draining.into());
+        }
+        let reset = match self.resume(&instance, &request).await? {
+            Resumed::Answer(response) => return Ok(response),
+            Resumed::Nothing(reset) => reset,
+        };
+        if request.method() == Method::HEAD {
+            // What a stream would say of itself; only a run could tell whether there would be one.
+            let mut response = Response::new(Body::empty());
+            sse::insert_headers(response.headers_mut());
+            response.headers_mut().insert(MODULE, value(deployed.module.digest()));
+            return Ok(response);
+        }
+        if *self.journal.health().borrow() != Health::Good {
+            return Err(Fault::JournalUnavailable.into());
+        }
+        let request = self.read(path, request).await?;
+        self.run(instance, deployed, request, reset).await
+    }
+
+    /// Answers a client that says where it stopped reading, if that can be told.
+    async fn resume(
+        &self,
+        instance: &InstanceKey,
+        request: &Request<Incoming>,
+    ) -> Result<Resumed, Problem> {
+        let Some(sent) = request.headers().get(LAST_EVENT_ID).filter(|id| !id.is_empty()) else {
+            return Ok(Resumed::Nothing(None));
+        };
+        let located = match sent.to_str() {
+            Ok(id) => self.journal.locate(instance, id).await.map_err(|cause| {
+                tracing::error!(%instance, %cause, "cannot look up an event id");
+                Fault::JournalUnavailable
+            })?,
+            // No id of ours or of an agent has other characters.
+            Err(_) => Located::Not(NotResumable::Unknown),
+        };
+        let (run, mut response) = match located {
+            Located::At(reader) => {
+                let run = reader.tail().run();
+                let mut response = match *request.method() {
+                    Method::HEAD => Response::new(Body::empty()),
+                    _ => Response::new(self.events(reader, None)),
+                };
+                sse::insert_headers(response.headers_mut());
+                (run, response)
+            }
+            Located::CaughtUp(run) => (run, no_content()),
+            Located::Not(why) => {
+                let id = String::from_utf8_lossy(sent.as_bytes());
+                let echo: String = id.chars().take(MAX_ECHO).collect();
+                return Ok(Resumed::Nothing(Some((echo, why))));
+            }
+        };
+        identify(&mut response, run, self.module_of(run).await?);
+        Ok(Resumed::Answer(response))
+    }
+
+    /// The module that a run on record began on, or was resumed on.
+    async fn module_of(&self, run: RunId) -> Result<Digest, Problem> {
+        let journal = self.journal.clone();
+        let record = tokio::task::spawn_blocking(move || journal.run(run)).await;
+        let record = record.map_err(|_| Fault::Internal)?.map_err(|_| Fault::JournalUnavailable)?;
+        // Retention may delete a run between two reads.
+        Ok(record.ok_or(Problem::NotFound)?.module)
+    }
+
+    /// Reads the whole request.
+    async fn read(
+        &self,
+        path: String,
+        request: Request<Incoming>,
+    ) -> Result<AgentRequest, Problem> {
+        let limits = &self.config.http;
+        let (head, body) = request.into_parts();
+        let body = Limited::new(body, limits.request_body_bytes).collect();
+        let body = tokio::time::timeout(limits.body_timeout, body)
+            .await
+            .map_err(|_| Problem::BodyTimeout)?
+            .map_err(|cause| match cause.is::<LengthLimitError>() {
+                true => Problem::PayloadTooLarge { limit: limits.request_body_bytes },
+                false => Problem::BadBody,
+            })?;
+        let headers = head.headers.iter().map(|(name, value)| {
+            let value = value.as_bytes().iter().copied().map(char::from).collect();
+            (name.as_str().to_owned(), value)
+        });
+        Ok(AgentRequest {
+            method: head.method.as_str().to_owned(),
+            url: head.uri.to_string(),
+            path,
+            headers: headers.collect(),
+            body: body.to_bytes(),
+        })
+    }
+
+    /// Begins a run and waits for the first thing it does.
+    async fn run(
+        &self,
+        instance: InstanceKey,
+        deployed: Arc<Deployed>,
+        request: AgentRequest,
+        reset: Option<Reset>,
+    ) -> Result<Response<Body>, Problem> {
+        let id = RunId::generate();
+        let (sender, answered) = oneshot::channel();
+        let origin = Origin {
+            last_event_id: reset.as_ref().map(|(id, _)| id.clone()),
+            request: deployed.module.resumes().then(|| agent::keep(&request)),
+            resumed_after: None,
+            permit: None,
+        };
+        self.directory
+            .send(&instance, &deployed, |ledger| {
+                let run = Run::new(ledger.tail(id), origin, Some(sender));
+                Call { run, request, entry: Entry::Request }
+            })
+            .map_err(|Refused { fault, .. }| fault)?;
+        // The sender goes without an answer only when the host is forced to end.
+        let Answered { answer, after } = answered.await.map_err(|_| Fault::Draining)?;
+        after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
+        let mut response = match answer {
+            Answer::Response(head, body) => respond(head, Body::full(body)),
+            Answer::Chunks(head, chunks) => respond(head, chunked(chunks)),
+            Answer::Events(reader) => {
+                let mut response = Response::new(self.events(reader, reset));
+                sse::insert_headers(response.headers_mut());
+                Ok(response)
+            }
+            Answer::NoContent => Ok(no_content()),
+            Answer::Failed(fault) => Err(fault),
+        }
+        .inspect_err(|fault| {
+            if let Fault::BadResponse(why) = fault {
+                tracing::warn!(%instance, run = %id, "the agent's response cannot be sent: {why}");
+            }
+        })
+        .unwrap_or_else(|fault| Problem::from(fault).response(Accept::ANY, self.config.http.retry));
+        identify(&mut response, id, deployed.module.digest());
+        Ok(response)
+    }
+
+    fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
+        let run = reader.tail().run();
+        let reset = reset.map(|(id, why)| sse::reset(run, &id, why));
+        let http = &self.config.http;
+        let pace = Pace { heartbeat: http.heartbeat, retry: http.retry };
+        let drain = self.shutdown.drain.clone();
+        Body::Events(Box::pin(EventsBody::new(reader, reset, pace, drain)))
+    }
+}
+
+/// What became of a client's `Last-Event-ID`.
+enum Resumed {
+    Answer(Response<Body>),
+    /// There was none, or none that can be resumed.
+    Nothing(Option<Reset>),
+}
+
+fn no_content() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// Says which run on which module answered.
+fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
+    let headers = response.headers_mut();
+    headers.insert(RUN, value(run));
+    headers.insert(MODULE, value(module));
+}
+
+fn value(id: impl std::fmt::Display) -> HeaderValue {
+    HeaderValue::try_from(id.to_string()).expect("ids and digests are ASCII letters and digits")
+}
+
+/// An agent's response, as far as HTTP can carry it.
+fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
+    let bad = |why: String| Fault::BadResponse(why);
+    let status = StatusCode::from_u16(head.status)
+        .ok()
+        .filter(|status| status.as_u16() >= 200 && status.as_u16() < 600)
+        .ok_or_else(|| bad(format!("status {} is not one of 200 to 599", head.status)))?;
+    let mut headers = HeaderMap::with_capacity(head.headers.len() + 2);
+    for (name, value) in head.headers {
+        let field = HeaderName::try_from(&name).map_err(|_| {
+            bad(format!("{:?} is not a header field's name", name.chars().take(80).collect::<String>()))
+        })?;
+        let bytes: Option<Vec<u8>> = value.chars().map(|char| u8::try_from(char).ok()).collect();
+        let value = bytes
+            .and_then(|bytes| HeaderValue::from_bytes(&bytes).ok())
+            .ok_or_else(|| bad(format!("the value of {field} has a character that no header may have")))?;
+        if !NOT_THE_AGENTS.contains(&field) {
+            headers.append(field, value);
+        }
+    }
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Ok(response)
+}
+
+/// A body that goes out as the guest writes it.
+fn chunked(chunks: Chunks) -> Body {
+    let stream = futures_util::stream::unfold(chunks, |mut chunks| async {
+        let sent: Result<Bytes, BodyError> = match chunks.next().await? {
+            Ok((bytes, after)) => after.durable().await.map(|()| bytes).map_err(Into::into),
+            Err(truncated) => Err(truncated.into()),
+        };
+        Some((sent.map(http_body::Frame::data), chunks))
+    });
+    Body::Chunks(StreamBody::new(stream).boxed_unsync())
+}

@@ -1,0 +1,285 @@
+//! The one place where errors become HTTP.
+//!
+//! Whatever refuses a request, on any floor, ends here as a [`Problem`] and leaves as an RFC 9457 document with a
+//! stable `code`. The match has no wildcard: a new problem does not compile until its status is chosen. A
+//! browser's `EventSource` gives up for good on anything but 200, so what a retry would mend is, for a client
+//! that asks for an event stream by name, an event stream that only says when to come back.
+
+use std::time::Duration;
+
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{Response, StatusCode};
+
+use super::accept::Accept;
+use super::{Body, sse};
+use crate::fault::{Facts, Fault, Source};
+
+/// Why a request is refused or has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// Nothing is at this target.
+    NotFound,
+    /// The target names an agent, an instance or a run in a way that no name has.
+    BadName(String),
+    /// The method is not one of those that the target takes, which are these.
+    MethodNotAllowed { allow: &'static str },
+    /// The client takes nothing that an agent could answer.
+    NotAcceptable,
+    /// The request's body is larger than this many bytes.
+    PayloadTooLarge { limit: usize },
+    /// The request's body took too long.
+    BodyTimeout,
+    /// The request's body broke off.
+    BadBody,
+    /// The run is over, so it cannot be cancelled.
+    RunEnded,
+    /// The run could not begin, or did not end well.
+    Fault(Fault),
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Problem {
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::BadName(_) | Self::BadBody => StatusCode::BAD_REQUEST,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::RunEnded => StatusCode::CONFLICT,
+            Self::Fault(fault) => match fault {
+                Fault::UnknownAgent => StatusCode::NOT_FOUND,
+                Fault::InstanceBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
+                Fault::HostBusy { .. }
+                | Fault::Draining
+                | Fault::JournalUnavailable
+                | Fault::AgentUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+                Fault::BadRequest(_) => StatusCode::BAD_REQUEST,
+                Fault::AgentTrapped | Fault::Limit(_) | Fault::BadResponse(_) => {
+                    StatusCode::BAD_GATEWAY
+                }
+                // A 503 would have clients run again what someone cancelled.
+                Fault::Cancelled => StatusCode::CONFLICT,
+                // The last two end runs that no client waits for any more, and are here to be complete.
+                Fault::AgentFailed | Fault::Internal | Fault::Interrupted | Fault::GaveUp => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
+            },
+        }
+    }
+
+    /// Whether the same request may well succeed a little later.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self.status(),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        )
+    }
+
+    /// The document of this problem.
+    pub fn json(&self) -> String {
+        self.facts().json(Some(self.status().as_u16()))
+    }
+
+    /// The response to a client that accepts this and that should come back, if it does, after `retry`.
+    pub fn response(&self, accept: Accept, retry: Duration) -> Response<Body> {
+        if self.is_passing() && accept.names_events() {
+            return sse::come_back(retry);
+        }
+        let mut response = Response::new(Body::full(self.json()));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if self.is_passing() {
+            headers.insert(
+                RETRY_AFTER,
+                HeaderValue::from(retry.as_secs_f64().ceil() as u64),
+            );
+        }
+        if let Self::MethodNotAllowed { allow } = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+
+    fn facts(&self) -> Facts {
+        let (code, title, detail) = match self {
+            Self::NotFound => ("not-found", "Not found", "nothing is here".into()),
+            Self::BadName(message) => ("bad-name", "Bad name", message.clone().into()),
+            Self::MethodNotAllowed { allow } => (
+                "method-not-allowed",
+                "Method not allowed",
+                format!("this takes {allow}").into(),
+            ),
+            Self::NotAcceptable => (
+                "not-acceptable",
+                "Not acceptable",
+                "the request accepts neither events nor documents".into(),
+            ),
+            Self::PayloadTooLarge { limit } => (
+                "payload-too-large",
+                "Payload too large",
+                format!("a request's body takes at most {limit} bytes").into(),
+            ),
+            Self::BodyTimeout => (
+                "body-timeout",
+                "Body timeout",
+                "the request's body took too long".into(),
+            ),
+            Self::BadBody => (
+                "bad-body",
+                "Bad body",
+                "the request's body broke off".into(),
+            ),
+            Self::RunEnded => ("run-ended", "Run ended", "the run is over".into()),
+            Self::Fault(fault) => return fault.facts(),
+        };
+        Facts {
+            code,
+            title,
+            detail,
+            source: Source::Host,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Limit;
+    use http::HeaderMap;
+    use http::header::ACCEPT;
+    use http_body_util::BodyExt as _;
+
+    const RETRY: Duration = Duration::from_millis(1500);
+
+    fn event_source() -> Accept {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        Accept::of(&headers)
+    }
+
+    async fn text(response: Response<Body>) -> String {
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(bytes.into()).unwrap()
+    }
+
+    fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
+        response
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_problem_is_an_rfc_9457_document() {
+        let response = Problem::PayloadTooLarge { limit: 10 }.response(Accept::ANY, RETRY);
+        assert_eq!(response.status(), 413);
+        assert_eq!(
+            header(&response, "content-type"),
+            Some("application/problem+json")
+        );
+        assert_eq!(header(&response, "cache-control"), Some("no-store"));
+        assert_eq!(header(&response, "x-content-type-options"), Some("nosniff"));
+        assert_eq!(header(&response, "retry-after"), None);
+        assert_eq!(
+            text(response).await,
+            r#"{"type":"about:blank","title":"Payload too large","status":413,"detail":"a request's body takes at most 10 bytes","code":"payload-too-large","source":"host"}"#,
+        );
+    }
+
+    #[test]
+    fn every_problem_has_its_status_and_code() {
+        let limit = |limit| Problem::Fault(Fault::Limit(limit));
+        let table = [
+            (Problem::NotFound, 404, "not-found"),
+            (Problem::BadName(String::new()), 400, "bad-name"),
+            (
+                Problem::MethodNotAllowed { allow: "GET" },
+                405,
+                "method-not-allowed",
+            ),
+            (Problem::NotAcceptable, 406, "not-acceptable"),
+            (
+                Problem::PayloadTooLarge { limit: 1 },
+                413,
+                "payload-too-large",
+            ),
+            (Problem::BodyTimeout, 408, "body-timeout"),
+            (Problem::BadBody, 400, "bad-body"),
+            (Problem::RunEnded, 409, "run-ended"),
+            (Fault::UnknownAgent.into(), 404, "unknown-agent"),
+            (
+                Fault::InstanceBusy { limit: 1 }.into(),
+                429,
+                "instance-busy",
+            ),
+            (Fault::HostBusy { limit: 1 }.into(), 503, "host-busy"),
+            (Fault::Draining.into(), 503, "draining"),
+            (Fault::JournalUnavailable.into(), 503, "journal-unavailable"),
+            (Fault::AgentUnavailable.into(), 503, "agent-unavailable"),
+            (Fault::Internal.into(), 500, "internal"),
+            (Fault::BadRequest(String::new()).into(), 400, "bad-request"),
+            (Fault::AgentFailed.into(), 500, "agent-failed"),
+            (Fault::AgentTrapped.into(), 502, "agent-trapped"),
+            (limit(Limit::Cpu(Duration::ZERO)), 502, "cpu-limit"),
+            (limit(Limit::Memory(1)), 502, "memory-limit"),
+            (limit(Limit::Turn(1)), 502, "turn-limit"),
+            (
+                Fault::BadResponse(String::new()).into(),
+                502,
+                "bad-response",
+            ),
+            (Fault::Cancelled.into(), 409, "cancelled"),
+            (Fault::Interrupted.into(), 500, "interrupted"),
+            (Fault::GaveUp.into(), 500, "gave-up"),
+        ];
+        for (problem, status, code) in table {
+            assert_eq!(
+                (problem.status().as_u16(), problem.facts().code),
+                (status, code)
+            );
+            let retry_after =
+                header(&problem.response(Accept::ANY, RETRY), "retry-after").map(str::to_owned);
+            let expected = matches!(status, 429 | 503).then(|| "2".to_owned());
+            assert_eq!(retry_after, expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_the_right_ones() {
+        let response =
+            Problem::MethodNotAllowed { allow: "GET, HEAD" }.response(Accept::ANY, RETRY);
+        assert_eq!(header(&response, "allow"), Some("GET, HEAD"));
+    }
+
+    #[tokio::test]
+    async fn any_other_non_200_is_never_for_something_that_a_retry_would_mend() {
+        for fault in [
+            Fault::Draining,
+            Fault::InstanceBusy { limit: 1 },
+            Fault::JournalUnavailable,
+        ] {
+            let response = Problem::from(fault).response(event_source(), RETRY);
+            assert_eq!(response.status(), 200);
+            assert_eq!(header(&response, "content-type"), Some("text/event-stream"));
+            assert_eq!(text(response).await, "retry: 1500\n");
+        }
+        let response = Problem::from(Fault::UnknownAgent).response(event_source(), RETRY);
+        assert_eq!(response.status(), 404, "what no retry mends stays final");
+    }
+}

@@ -1,0 +1,290 @@
+//! The server loop: connections in, responses out, and an orderly end.
+//!
+//! **Problem.** A listener meets clients that send nothing, send for ever, never read, or come in thousands. None
+//! of them may cost more than a bounded share, and nothing that a client or a handler does may end the process.
+//!
+//! **Mechanism.** One task accepts, one task per connection speaks HTTP/1.1 or HTTP/2 with prior knowledge, told
+//! apart by the first bytes. [`Guarded`] puts two deadlines under the protocol, for those first bytes and for
+//! writes that do not move; hyper has the ones above it. Each request's handler is caught if it panics.
+//!
+//! **Limits.** All in [`HttpLimits`]. At the limit of connections accepting pauses, and clients wait in the
+//! kernel's queue; so do they while the process is out of file descriptors.
+//!
+//! **Cost.** A connection is a task, its buffers, which grow with use, and no timer while its writes move.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use http::{Request, Response};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Sleep, sleep};
+use tokio_util::task::TaskTracker;
+
+use super::accept::Accept;
+use super::problem::Problem;
+use super::{Body, Incoming};
+use crate::config::HttpLimits;
+use crate::fault::Fault;
+use crate::shutdown::Shutdown;
+
+/// Connections that the kernel holds while none is accepted: a reconnecting crowd must not be refused.
+const BACKLOG: u32 = 4096;
+
+/// How long accepting pauses after an error such as too many open files: an error that stays must not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bytes that a stream of an HTTP/2 connection holds unsent: there may be hundreds of streams.
+const STREAM_BUFFER: usize = 64 << 10;
+
+/// A listener on `address`; port 0 picks one.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // A host that restarts takes its port again at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until the shutdown drains. Connections are tasks of the shutdown's tracker: they finish their requests
+/// while it drains, and are dropped when it forces.
+pub async fn serve<S, F>(listener: TcpListener, service: S, limits: &HttpLimits, shutdown: Shutdown)
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let server = Arc::new(protocol(limits, shutdown.tasks.clone()));
+    let room = Arc::new(Semaphore::new(limits.connections));
+    loop {
+        let accepted = async {
+            let permit = room.clone().acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
+            biased;
+            () = shutdown.drain.cancelled() => return,
+            accepted = accepted => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::select! {
+                    () = shutdown.drain.cancelled() => return,
+                    () = sleep(ACCEPT_PAUSE) => continue,
+                }
+            }
+        };
+        let connection = connection(
+            server.clone(),
+            stream,
+            service.clone(),
+            limits.clone(),
+            shutdown.clone(),
+        );
+        shutdown.tasks.spawn(async move {
+            connection.await;
+            drop(permit);
+        });
+    }
+}
+
+fn protocol(limits: &HttpLimits, tasks: TaskTracker) -> auto::Builder<Tracked> {
+    let mut server = auto::Builder::new(Tracked(tasks));
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(limits.header_bytes);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(limits.streams_per_connection)
+        .max_send_buf_size(STREAM_BUFFER)
+        .keep_alive_interval(limits.heartbeat)
+        .keep_alive_timeout(limits.heartbeat);
+    server
+}
+
+async fn connection<S, F>(
+    server: Arc<auto::Builder<Tracked>>,
+    stream: TcpStream,
+    service: S,
+    limits: HttpLimits,
+    shutdown: Shutdown,
+) where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
+    let _ = stream.set_nodelay(true);
+    let retry = limits.retry;
+    let service = service_fn(move |request| {
+        let service = service.clone();
+        // Called inside the future, so that a panic before its first await is caught too.
+        let answer = AssertUnwindSafe(async move { service(request).await }).catch_unwind();
+        async move {
+            let response = answer.await.unwrap_or_else(|_| {
+                tracing::error!("a request's handler panicked");
+                Problem::Fault(Fault::Internal).response(Accept::ANY, retry)
+            });
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let stream = Guarded::new(stream, &limits);
+    let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        biased;
+        () = shutdown.force.cancelled() => return,
+        () = shutdown.drain.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            tokio::select! {
+                () = shutdown.force.cancelled() => return,
+                served = serving => served,
+            }
+        }
+        served = serving.as_mut() => served,
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// Runs the tasks of HTTP/2 streams where the shutdown waits for them.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+/// What an HTTP/2 connection with prior knowledge starts with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection with deadlines for what hyper sets none: the first bytes, by which the version is told, and a
+/// write that does not move.
+struct Guarded<T> {
+    io: T,
+    /// How many bytes of the preface have come, and until when the rest may; `None` once the version can be told.
+    opening: Option<(usize, Pin<Box<Sleep>>)>,
+    stall: Duration,
+    /// When the write that is stuck becomes an error.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Guarded<T> {
+    fn new(io: T, limits: &HttpLimits) -> Self {
+        let opening = Some((0, Box::pin(sleep(limits.header_timeout))));
+        Self {
+            io,
+            opening,
+            stall: limits.write_stall,
+            stalled: None,
+        }
+    }
+
+    /// Lets `written` through if it is ready or its deadline is still to come.
+    fn watch<R>(
+        &mut self,
+        written: Poll<io::Result<R>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<R>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stall = self.stall;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall)));
+        stalled
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(timed_out("the client does not read")))
+    }
+}
+
+fn timed_out(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let start = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let Some((matched, deadline)) = &mut self.opening else {
+            return read;
+        };
+        if read.is_pending() {
+            return deadline
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(timed_out("the client says nothing")));
+        }
+        let new = &buf.filled()[start..];
+        *matched += new.len();
+        // Once the version can be told, hyper's own deadline for the head is set, or the keep-alive of HTTP/2.
+        if *matched >= PREFACE.len() || !PREFACE[..*matched].ends_with(new) {
+            self.opening = None;
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.watch(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.watch(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

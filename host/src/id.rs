@@ -1,0 +1,279 @@
+//! Names and numbers that cross module borders: parse and print, nothing else.
+//!
+//! Every value here is checked once, where it enters, and is valid from then on. A [`Cursor`] is what a
+//! client sends back as `Last-Event-ID`, so its parser is total and its cost is bounded by
+//! [`Cursor::MAX_LEN`]; whatever does not parse is simply not a cursor.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use ulid::Ulid;
+
+/// An agent's name: `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most 63 bytes, so that it also fits a DNS label.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgentName(Arc<str>);
+
+/// What is wrong with an agent's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not an agent name: it takes 1 to 63 of a-z, 0-9 and -, not starting or ending with -"
+)]
+pub struct InvalidAgentName(String);
+
+impl AgentName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for AgentName {
+    type Err = InvalidAgentName;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let valid = (1..=63).contains(&name.len())
+            && name.bytes().all(allowed)
+            && !name.starts_with('-')
+            && !name.ends_with('-');
+        if !valid {
+            return Err(InvalidAgentName(name.chars().take(80).collect()));
+        }
+        Ok(Self(name.into()))
+    }
+}
+
+impl fmt::Display for AgentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for AgentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which instance: an agent and a name of 1 to 256 bytes of UTF-8 without control characters.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct InstanceKey {
+    agent: AgentName,
+    name: Arc<str>,
+}
+
+/// What is wrong with an instance's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an instance name takes 1 to 256 bytes of UTF-8 without control characters, and {0}")]
+pub struct InvalidInstanceName(&'static str);
+
+impl InstanceKey {
+    /// The longest name, in bytes after percent-decoding.
+    pub const MAX_NAME_LEN: usize = 256;
+
+    /// Names an instance of an agent.
+    pub fn new(agent: AgentName, name: &str) -> Result<Self, InvalidInstanceName> {
+        if name.is_empty() {
+            return Err(InvalidInstanceName("this one is empty"));
+        }
+        if name.len() > Self::MAX_NAME_LEN {
+            return Err(InvalidInstanceName("this one is longer"));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(InvalidInstanceName("this one has a control character"));
+        }
+        Ok(Self { agent, name: name.into() })
+    }
+
+    /// The agent.
+    pub fn agent(&self) -> &AgentName {
+        &self.agent
+    }
+
+    /// The instance's name within its agent.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.agent, self.name)
+    }
+}
+
+/// A run's id, a ULID: ids sort by the millisecond in which the runs began.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunId(Ulid);
+
+impl RunId {
+    /// A new id, unlike any other.
+    pub fn generate() -> Self {
+        Self(Ulid::generate())
+    }
+
+    /// The id as a number, which sorts as the id does.
+    pub fn as_u128(self) -> u128 {
+        self.0.0
+    }
+
+    /// The id of this number.
+    pub fn from_u128(number: u128) -> Self {
+        Self(Ulid(number))
+    }
+
+    /// When the run began, in milliseconds since 1970.
+    pub fn timestamp_ms(self) -> u64 {
+        self.0.timestamp_ms()
+    }
+}
+
+/// The text is not a ULID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a run id is a ULID: 26 characters of Crockford's base 32")]
+pub struct InvalidRunId;
+
+impl FromStr for RunId {
+    type Err = InvalidRunId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRunId> {
+        let ulid = Ulid::from_string(text).map_err(|_| InvalidRunId)?;
+        let id = Self(ulid);
+        // Only the canonical spelling counts: a second spelling of one id would be a second cursor for one event.
+        if id.to_string() != text {
+            return Err(InvalidRunId);
+        }
+        Ok(id)
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// An event's number within its run: 1, 2, 3 ...; 0 stands before the first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// Before the first event.
+    pub const ZERO: Self = Self(0);
+
+    /// The number after this one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A position in a run, `<run-id>-<seq>`: all events up to and including `seq` have been seen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Cursor {
+    /// The run.
+    pub run: RunId,
+    /// The last event seen.
+    pub seq: Seq,
+}
+
+/// The text is not a cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a cursor is <run-id>-<seq>, at most 64 bytes")]
+pub struct InvalidCursor;
+
+impl Cursor {
+    /// No cursor is longer, in bytes.
+    pub const MAX_LEN: usize = 64;
+}
+
+impl FromStr for Cursor {
+    type Err = InvalidCursor;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCursor> {
+        if text.len() > Self::MAX_LEN {
+            return Err(InvalidCursor);
+        }
+        let (run, seq) = text.split_once('-').ok_or(InvalidCursor)?;
+        let run = run.parse().map_err(|_| InvalidCursor)?;
+        let canonical = seq.bytes().all(|byte| byte.is_ascii_digit())
+            && (seq == "0" || !seq.starts_with('0'));
+        if !canonical {
+            return Err(InvalidCursor);
+        }
+        let seq = seq.parse().map(Seq).map_err(|_| InvalidCursor)?;
+        Ok(Self { run, seq })
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.run, self.seq)
+    }
+}
+
+/// A module's identity: the SHA-256 digest of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// The raw 32 bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// The text is not a digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a digest is 64 characters of lower-case hexadecimal")]
+pub struct InvalidDigest;
+
+impl FromStr for Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Ok(byte - b'0'),
+            b'a'..=b'f' => Ok(byte - b'a' + 10),
+            _ => Err(InvalidDigest),
+        };
+        if text.len() != 64 {
+            return Err(InvalidDigest);
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,237 @@
+//! The handle: opening the journal, and what the rest of the host asks of it.
+//!
+//! [`Journal`] is a cheap clone. Behind it are the store, the queue of the [writer](super::writer), the
+//! tails of the runs that go on, and the journal's health. Reads of state and storage are short and
+//! synchronous: one transaction, closed before they return.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::redb::RedbStore;
+use super::tail::{Gauge, Limits};
+use super::writer::{self, Queue};
+use super::{
+    Backend, Health, Lane, Located, Options, Pair, Reader, RunRecord, Stats, Store,
+    StoreError, Tail, lock, reader,
+};
+use crate::id::{InstanceKey, RunId, Seq};
+
+/// The journal. The last handle to go closes it without waiting, as far as [`Self::close`] has not.
+#[derive(Clone)]
+pub struct Journal(Arc<Owner>);
+
+struct Owner {
+    shared: Arc<Shared>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What handles, lanes, readers and the writer have in common.
+pub(super) struct Shared {
+    pub(super) store: Box<dyn Store>,
+    pub(super) queue: Queue,
+    /// The tails of all runs that are not over.
+    pub(super) live: Mutex<HashMap<RunId, Arc<Tail>>>,
+    pub(super) health: watch::Sender<Health>,
+    pub(super) counts: Counts,
+    pub(super) gauge: Arc<Gauge>,
+    pub(super) limits: Limits,
+    pub(super) page_bytes: usize,
+    pub(super) patience: Duration,
+}
+
+/// What [`Stats`] counts.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) commits: AtomicU64,
+    pub(super) turns: AtomicU64,
+    pub(super) events: AtomicU64,
+    pub(super) trimmed_runs: AtomicU64,
+}
+
+/// A run that was not over when the journal was opened.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// The run, `interrupted`.
+    pub record: RunRecord,
+    /// What its start kept for a resumption.
+    pub request: Option<Bytes>,
+    /// Its live tail: clients can read on while the run waits to be resumed or given up.
+    pub tail: Arc<Tail>,
+}
+
+impl Shared {
+    pub(super) fn live(&self, run: RunId) -> Option<Arc<Tail>> {
+        lock(&self.live).get(&run).cloned()
+    }
+
+    /// Tells those who watch, if this is news.
+    pub(super) fn set_health(&self, health: Health) {
+        self.health.send_if_modified(|current| {
+            let news = *current != health;
+            *current = health;
+            news
+        });
+    }
+}
+
+impl Journal {
+    /// Opens the journal in its file, which is made when it does not exist. Runs that the host's end cut off
+    /// are `interrupted` from here on; they and those that still were are returned, oldest first.
+    pub fn open(options: Options) -> Result<(Self, Vec<Unfinished>), StoreError> {
+        let backend = Backend::file(&options)?;
+        Self::open_on(backend, options)
+    }
+
+    /// Opens the journal on any backend.
+    pub fn open_on(
+        backend: Backend,
+        options: Options,
+    ) -> Result<(Self, Vec<Unfinished>), StoreError> {
+        let limits = Limits {
+            window: options.tail_bytes,
+            backlog: options.backlog_bytes,
+        };
+        let (store, interrupted) = RedbStore::open(backend, &options)?;
+        let gauge = Arc::new(Gauge::default());
+        let unfinished: Vec<Unfinished> = interrupted
+            .into_iter()
+            .map(|(record, request)| {
+                let instance = record.instance.clone();
+                let tail = Tail::new(instance, record.run, record.last, limits, &gauge);
+                Unfinished {
+                    record,
+                    request,
+                    tail: Arc::new(tail),
+                }
+            })
+            .collect();
+        let live = unfinished
+            .iter()
+            .map(|run| (run.record.run, Arc::clone(&run.tail)));
+        let shared = Arc::new(Shared {
+            store: Box::new(store),
+            queue: Queue::default(),
+            live: Mutex::new(live.collect()),
+            health: watch::Sender::new(Health::Good),
+            counts: Counts::default(),
+            gauge,
+            limits,
+            page_bytes: options.page_bytes,
+            patience: options.patience,
+        });
+        let writer = thread::Builder::new().name("journal".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || writer::run(&shared)
+        });
+        let writer = writer.map_err(|error| StoreError(format!("no thread to write: {error}")))?;
+        let owner = Owner {
+            shared,
+            writer: Mutex::new(Some(writer)),
+        };
+        Ok((Self(Arc::new(owner)), unfinished))
+    }
+
+    /// A new lane for an instance. Turns in two lanes of one instance would have no order, so it keeps one.
+    pub fn lane(&self, instance: InstanceKey) -> Arc<Lane> {
+        Lane::new(instance, Arc::clone(&self.0.shared))
+    }
+
+    /// The tail of a run that is about to start; clients find it by [`Self::locate`] from its start on.
+    /// A run that is resumed goes on with the tail that [`Unfinished`] has.
+    pub fn tail(&self, instance: &InstanceKey, run: RunId) -> Arc<Tail> {
+        let shared = &self.0.shared;
+        let tail = Tail::new(instance.clone(), run, Seq::ZERO, shared.limits, &shared.gauge);
+        Arc::new(tail)
+    }
+
+    /// Reads what follows `after` in the run of this tail.
+    pub fn reader(&self, tail: Arc<Tail>, after: Seq) -> Reader {
+        Reader::new(Arc::clone(&self.0.shared), tail, after)
+    }
+
+    /// Finds where the client stands that has seen the event `last_event_id` of this instance last. The text
+    /// is the client's and may be anything.
+    pub async fn locate(
+        &self,
+        instance: &InstanceKey,
+        last_event_id: &str,
+    ) -> Result<Located, StoreError> {
+        reader::locate(&self.0.shared, instance, last_event_id).await
+    }
+
+    /// What is known of a run.
+    pub fn run(&self, run: RunId) -> Result<Option<RunRecord>, StoreError> {
+        self.0.shared.store.run(run)
+    }
+
+    /// The instance's durable document.
+    pub fn state(&self, instance: &InstanceKey) -> Result<Option<Arc<str>>, StoreError> {
+        self.0.shared.store.state(instance)
+    }
+
+    /// The durable value under a key of the instance's storage.
+    pub fn value(&self, instance: &InstanceKey, key: &str) -> Result<Option<Bytes>, StoreError> {
+        self.0.shared.store.value(instance, key)
+    }
+
+    /// The durable pairs of the instance's storage whose keys start with `prefix` and come after `after`, in
+    /// byte order: at most `limit`, and as many as `max_bytes` hold but at least one if there is one.
+    pub fn list(
+        &self,
+        instance: &InstanceKey,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Pair>, StoreError> {
+        let store = &self.0.shared.store;
+        store.list(instance, prefix, after, limit, max_bytes)
+    }
+
+    /// The journal's health, now and as it changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.shared.health.subscribe()
+    }
+
+    /// The journal's figures now.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.0.shared;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            commits: count(&shared.counts.commits),
+            turns: count(&shared.counts.turns),
+            events: count(&shared.counts.events),
+            trimmed_runs: count(&shared.counts.trimmed_runs),
+            buffered_bytes: shared.gauge.now(),
+            buffered_bytes_peak: shared.gauge.peak(),
+            live_runs: lock(&shared.live).len() as u64,
+        }
+    }
+
+    /// Commits what has been submitted, lets go of the file and ends the writer. Those who still wait then,
+    /// and those who come later, are told that the journal is closed.
+    pub async fn close(&self) {
+        self.0.shared.queue.close();
+        let owner = Arc::clone(&self.0);
+        let joined = tokio::task::spawn_blocking(move || {
+            // Held while joining, so that everyone who closes waits for the end.
+            let mut writer = lock(&owner.writer);
+            writer.take().map_or(Ok(()), JoinHandle::join)
+        });
+        if !matches!(joined.await, Ok(Ok(()))) {
+            tracing::error!("the journal's writer did not end as it should");
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+    }
+}

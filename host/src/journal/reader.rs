@@ -1,0 +1,231 @@
+//! The way out: where a client stands, and what follows.
+//!
+//! **Problem.** A client may be at the first event of a run that ended yesterday, or at the last of one
+//! that goes on now, and moves from the one to the other; it must see no gap, no duplicate, and the end
+//! only after the data.
+//!
+//! **Mechanism.** A [`Reader`] is a cursor and a tail. [`Reader::next`] asks the tail what follows the
+//! cursor; where the tail no longer has it, it reads a page from the store; where there is nothing, it
+//! waits for the tail to move. Replay and live are one loop, and as only durable events reach a tail, the
+//! two sources never disagree. The events of a run are numbered without a gap, so a reader that finds one
+//! (retention deleted the run under it) knows it and says [`Step::Broken`].
+//!
+//! **Limits.** A page is at most [`Options::page_bytes`](super::Options::page_bytes), or one event.
+//!
+//! **Cost.** An idle reader is an `Arc` pair, a number and a registered waker. A page from the store is one
+//! short transaction on a blocking thread.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::handle::Shared;
+use super::tail::{Buffered, Following, Place};
+use super::{Event, Health, Located, NotResumable, Outcome, RunRecord, StoreError, Tail};
+use crate::id::{Cursor, InstanceKey, Seq};
+
+/// Reads a run from a cursor on.
+pub struct Reader {
+    shared: Arc<Shared>,
+    tail: Arc<Tail>,
+    cursor: Seq,
+}
+
+/// What a [`Reader`] comes to next.
+#[derive(Debug)]
+pub enum Step {
+    /// More events, in order.
+    Events(Page),
+    /// The run is over and all of it has been read.
+    End(Outcome),
+    /// The reader cannot go on; the message says why. Another one may, from the same cursor.
+    Broken(String),
+}
+
+/// Events in a row, at least one. They count as buffered for as long as the page lives.
+#[derive(Debug)]
+pub struct Page {
+    events: Vec<Arc<Event>>,
+    _buffered: Buffered,
+}
+
+impl Deref for Page {
+    type Target = [Arc<Event>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.events
+    }
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, tail: Arc<Tail>, after: Seq) -> Self {
+        Self {
+            shared,
+            tail,
+            cursor: after,
+        }
+    }
+
+    /// The run that is read.
+    pub fn tail(&self) -> &Arc<Tail> {
+        &self.tail
+    }
+
+    /// The last event read.
+    pub fn cursor(&self) -> Seq {
+        self.cursor
+    }
+
+    /// Waits for what follows. A call that is dropped has read nothing.
+    pub async fn next(&mut self) -> Step {
+        let events = match self.following().await {
+            Ok(events) => events,
+            Err(step) => return step,
+        };
+        let expected = (self.cursor.0 + 1)..;
+        let whole = expected.zip(&events).all(|(seq, event)| event.seq == Seq(seq));
+        let Some(last) = events.last().filter(|_| whole) else {
+            return Step::Broken("the run is no longer kept".into());
+        };
+        self.cursor = last.seq;
+        let bytes = events.iter().map(|event| event.size()).sum();
+        Step::Events(Page {
+            events,
+            _buffered: self.shared.gauge.buffered(bytes),
+        })
+    }
+
+    /// Waits for events, or for the step in place of events.
+    async fn following(&self) -> Result<Vec<Arc<Event>>, Step> {
+        let page_bytes = self.shared.page_bytes;
+        let mut health = self.shared.health.subscribe();
+        loop {
+            // Taken before the question, so that an answer that comes after it is not missed.
+            let moved = self.tail.moved();
+            match self.tail.following(self.cursor, page_bytes) {
+                Following::Events(events) => return Ok(events),
+                Following::End(outcome) => return Err(Step::End(outcome)),
+                Following::Stored => {
+                    let fetched = self.fetch(page_bytes).await;
+                    return fetched.map_err(|error| Step::Broken(error.to_string()));
+                }
+                Following::Nothing => {}
+            }
+            if let Health::Dead(reason) = &*health.borrow_and_update() {
+                return Err(Step::Broken(reason.clone()));
+            }
+            tokio::select! {
+                () = moved => {}
+                _ = health.changed() => {}
+            }
+        }
+    }
+
+    async fn fetch(&self, max_bytes: usize) -> Result<Vec<Arc<Event>>, StoreError> {
+        let (shared, run, after) = (Arc::clone(&self.shared), self.tail.run(), self.cursor);
+        blocking(move || shared.store.events(run, after, max_bytes)).await
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("tail", &self.tail)
+            .field("cursor", &self.cursor)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The longest id that an agent may give an event, in bytes.
+const MAX_ID_LEN: usize = 128;
+
+/// Finds where the client stands that has seen the event `id` of this instance last.
+pub(super) async fn locate(
+    shared: &Arc<Shared>,
+    instance: &InstanceKey,
+    id: &str,
+) -> Result<Located, StoreError> {
+    if let Ok(cursor) = id.parse()
+        && let Some(located) = locate_live(shared, instance, cursor)
+    {
+        return Ok(located);
+    }
+    // A cursor passes this check too. What does not can be the id of no event.
+    let possible = (1..=MAX_ID_LEN).contains(&id.len()) && !id.contains(['\r', '\n', '\0']);
+    if !possible {
+        return Ok(Located::Not(NotResumable::Unknown));
+    }
+    let (shared, instance, id) = (Arc::clone(shared), instance.clone(), id.to_owned());
+    blocking(move || locate_stored(&shared, &instance, &id)).await
+}
+
+/// The client's place in a run that goes on, if this is one, of this instance.
+fn locate_live(shared: &Arc<Shared>, instance: &InstanceKey, cursor: Cursor) -> Option<Located> {
+    let tail = shared.live(cursor.run)?;
+    (tail.instance() == instance).then(|| place(shared, tail, cursor.seq))
+}
+
+fn locate_stored(
+    shared: &Arc<Shared>,
+    instance: &InstanceKey,
+    id: &str,
+) -> Result<Located, StoreError> {
+    let cursor: Option<Cursor> = id.parse().ok();
+    if let Some(cursor) = cursor
+        && let Some(located) = locate_run(shared, instance, cursor)?
+    {
+        return Ok(located);
+    }
+    // What an agent chose as an id may look like a cursor, so the index is asked in either case.
+    if let Some(found) = shared.store.find_id(instance, id)? {
+        let located = locate_run(shared, instance, found)?;
+        return Ok(located.unwrap_or(Located::Not(NotResumable::Expired)));
+    }
+    let trimmed_until_ms = shared.store.trimmed_until_ms()?;
+    let expired = cursor.is_some_and(|cursor| cursor.run.timestamp_ms() <= trimmed_until_ms);
+    Ok(Located::Not(if expired {
+        NotResumable::Expired
+    } else {
+        NotResumable::Unknown
+    }))
+}
+
+/// The client's place in a run of this instance, if the journal has it.
+fn locate_run(
+    shared: &Arc<Shared>,
+    instance: &InstanceKey,
+    cursor: Cursor,
+) -> Result<Option<Located>, StoreError> {
+    let of_instance = |record: &RunRecord| record.instance == *instance;
+    // A run is among the live ones before the store has it and until the store has its end. So one that is
+    // in the store, without an end, and not live, has just ended, and the next round finds its end.
+    loop {
+        let Some(record) = shared.store.run(cursor.run)?.filter(of_instance) else {
+            return Ok(None);
+        };
+        if record.state.is_final() {
+            let tail = Tail::ended(record, shared.limits, &shared.gauge);
+            return Ok(Some(place(shared, Arc::new(tail), cursor.seq)));
+        }
+        if let Some(located) = locate_live(shared, instance, cursor) {
+            return Ok(Some(located));
+        }
+    }
+}
+
+fn place(shared: &Arc<Shared>, tail: Arc<Tail>, seq: Seq) -> Located {
+    match tail.place(seq) {
+        Place::Within => Located::At(Reader::new(Arc::clone(shared), tail, seq)),
+        Place::AtEnd => Located::CaughtUp(tail.run()),
+        Place::Beyond => Located::Not(NotResumable::Future),
+    }
+}
+
+/// Runs what may touch the disk where it holds up no one else.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or_else(|error| Err(StoreError(format!("a read did not finish: {error}"))))
+}

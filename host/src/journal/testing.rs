@@ -1,0 +1,197 @@
+//! A disk for tests, in memory: it records what is done to it, fails when told to, and shows what a crash
+//! would leave.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Backend, Event, Journal, Options, Outcome, RunState, StorageBackend, Tail, Write, lock};
+use crate::id::{Digest, InstanceKey, Seq};
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disk(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    bytes: Vec<u8>,
+    /// The bytes as of the last sync that succeeded.
+    durable: Vec<u8>,
+    log: Option<Vec<Op>>,
+    /// Writes and syncs that still succeed.
+    grace: Option<usize>,
+}
+
+/// What changes a disk.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    Write(usize, Vec<u8>),
+    SetLen(usize),
+    Sync,
+}
+
+impl Op {
+    pub(super) fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write(at, data) => {
+                let end = at + data.len();
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[*at..end].copy_from_slice(data);
+            }
+            Self::SetLen(len) => bytes.resize(*len, 0),
+            Self::Sync => {}
+        }
+    }
+}
+
+impl Disk {
+    pub(super) fn of(bytes: Vec<u8>) -> Self {
+        let disk = Self::default();
+        lock(&disk.0).durable.clone_from(&bytes);
+        lock(&disk.0).bytes = bytes;
+        disk
+    }
+
+    pub(super) fn backend(&self) -> Backend {
+        let disk = self.clone();
+        Backend::new(move || Ok(disk.clone()))
+    }
+
+    /// The bytes that would be there after a crash that loses all that is not synced.
+    pub(super) fn durable(&self) -> Vec<u8> {
+        lock(&self.0).durable.clone()
+    }
+
+    /// Begins to record, and returns the bytes to which the record applies.
+    pub(super) fn record(&self) -> Vec<u8> {
+        let mut state = lock(&self.0);
+        state.log = Some(Vec::new());
+        state.bytes.clone()
+    }
+
+    pub(super) fn log(&self) -> Vec<Op> {
+        lock(&self.0).log.clone().unwrap_or_default()
+    }
+
+    pub(super) fn logged(&self) -> usize {
+        lock(&self.0).log.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Lets so many more writes and syncs succeed, and no other.
+    pub(super) fn fail_after(&self, grace: usize) {
+        lock(&self.0).grace = Some(grace);
+    }
+
+    /// Whether an operation has failed since [`Self::fail_after`], or the next one will.
+    pub(super) fn is_failing(&self) -> bool {
+        lock(&self.0).grace == Some(0)
+    }
+
+    pub(super) fn heal(&self) {
+        lock(&self.0).grace = None;
+    }
+
+    fn change(&self, op: Op) -> io::Result<()> {
+        let mut state = lock(&self.0);
+        match &mut state.grace {
+            Some(0) => return Err(io::Error::other("the disk is on fire")),
+            Some(grace) => *grace -= 1,
+            None => {}
+        }
+        op.apply(&mut state.bytes);
+        if matches!(op, Op::Sync) {
+            state.durable = state.bytes.clone();
+        }
+        if let Some(log) = &mut state.log {
+            log.push(op);
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(lock(&self.0).bytes.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = lock(&self.0);
+        let at = offset as usize;
+        let bytes = state.bytes.get(at..at + out.len());
+        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(Op::SetLen(len as usize))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.change(Op::Sync)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.change(Op::Write(offset as usize, data.to_vec()))
+    }
+}
+
+/// Options that keep everything, with small tails and pages.
+pub(super) fn options() -> Options {
+    Options {
+        file: "test.redb".into(),
+        cache_bytes: 1 << 20,
+        tail_bytes: 4 << 10,
+        page_bytes: 2 << 10,
+        backlog_bytes: 64 << 10,
+        retain_for: Duration::from_secs(1 << 40),
+        retain_bytes: u64::MAX,
+        patience: Duration::from_secs(1 << 40),
+    }
+}
+
+pub(super) fn open(disk: &Disk, options: Options) -> Journal {
+    Journal::open_on(disk.backend(), options).unwrap().0
+}
+
+pub(super) fn instance(name: &str) -> InstanceKey {
+    InstanceKey::new("test".parse().unwrap(), name).unwrap()
+}
+
+pub(super) fn start(tail: &Arc<Tail>) -> Write {
+    Write::Start {
+        tail: Arc::clone(tail),
+        module: Digest::of(b"module"),
+        request: None,
+    }
+}
+
+pub(super) fn event(tail: &Arc<Tail>, seq: u64, data: impl Into<String>) -> Write {
+    identified(tail, seq, None, data)
+}
+
+pub(super) fn identified(
+    tail: &Arc<Tail>,
+    seq: u64,
+    id: Option<&str>,
+    data: impl Into<String>,
+) -> Write {
+    Write::Event {
+        tail: Arc::clone(tail),
+        event: Arc::new(Event::new(Seq(seq), None, id.map(String::from), data.into())),
+    }
+}
+
+pub(super) fn end(tail: &Arc<Tail>) -> Write {
+    Write::End {
+        tail: Arc::clone(tail),
+        outcome: finished(),
+    }
+}
+
+pub(super) fn finished() -> Outcome {
+    Outcome {
+        state: RunState::Finished,
+        code: None,
+    }
+}

@@ -1,0 +1,894 @@
+//! What the journal promises, one case at a time.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::codec::{Segment, decode_run, encode_run, encode_segment, split};
+use super::redb::RedbStore;
+use super::tail::{Following, Gauge, Limits};
+use super::testing::*;
+use super::*;
+
+type Seqs = Vec<u64>;
+
+fn seqs(page: &[Arc<Event>]) -> Seqs {
+    page.iter().map(|event| event.seq.0).collect()
+}
+
+/// Submits a turn and waits until it is durable.
+async fn commit(lane: &Arc<Lane>, writes: Vec<Write>) {
+    lane.submit(Turn(writes)).durable().await.unwrap();
+}
+
+/// Reads to the end, and returns the numbers and the outcome.
+async fn read_out(reader: &mut Reader) -> (Seqs, Outcome) {
+    let mut read = Seqs::new();
+    loop {
+        match reader.next().await {
+            Step::Events(page) => read.extend(seqs(&page)),
+            Step::End(outcome) => return (read, outcome),
+            Step::Broken(reason) => panic!("{reason}"),
+        }
+    }
+}
+
+/// Makes a run of so many events, ended, and returns its id.
+async fn whole_run(journal: &Journal, lane: &Arc<Lane>, events: u64, data: &str) -> RunId {
+    let tail = journal.tail(lane.instance(), RunId::generate());
+    let mut writes = vec![start(&tail)];
+    writes.extend((1..=events).map(|seq| event(&tail, seq, data)));
+    writes.push(end(&tail));
+    commit(lane, writes).await;
+    tail.run()
+}
+
+fn at(located: Located) -> Reader {
+    match located {
+        Located::At(reader) => reader,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn not(located: Located) -> NotResumable {
+    match located {
+        Located::Not(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn tail_alone(window: usize, backlog: usize) -> (Arc<Gauge>, Tail) {
+    let gauge = Arc::new(Gauge::default());
+    let limits = Limits { window, backlog };
+    let tail = Tail::new(instance("a"), RunId::generate(), Seq::ZERO, limits, &gauge);
+    (gauge, tail)
+}
+
+#[test]
+fn the_window_of_a_tail_is_bounded_and_contiguous() {
+    let event = |seq| Arc::new(Event::new(Seq(seq), None, None, "x".repeat(36)));
+    let (gauge, tail) = tail_alone(350, 0);
+    for seq in 1..=10 {
+        tail.publish(event(seq));
+        assert!(gauge.now() <= 350);
+    }
+    assert!(matches!(tail.following(Seq(6), 1000), Following::Stored));
+    let Following::Events(events) = tail.following(Seq(7), 1000) else {
+        panic!("the newest events are there")
+    };
+    assert_eq!(seqs(&events), [8, 9, 10]);
+    let Following::Events(events) = tail.following(Seq(8), 1) else {
+        panic!("one event is always given")
+    };
+    assert_eq!(seqs(&events), [9]);
+    assert!(matches!(tail.following(Seq(10), 1000), Following::Nothing));
+
+    tail.publish(Arc::new(Event::new(Seq(11), None, None, "x".repeat(999))));
+    assert_eq!(gauge.now(), 0);
+    assert!(matches!(tail.following(Seq(10), 1000), Following::Stored));
+    tail.publish(event(12));
+    assert!(matches!(tail.following(Seq(10), 1000), Following::Stored));
+    assert!(matches!(tail.following(Seq(11), 1000), Following::Events(_)));
+    drop(tail);
+    assert_eq!((gauge.now(), gauge.peak()), (0, 400));
+}
+
+#[test]
+fn the_backlog_is_bounded_but_never_shut_to_one_event() {
+    let (_, tail) = tail_alone(0, 100);
+    assert!(tail.reserve(1000));
+    assert!(!tail.reserve(1));
+    tail.release(1000);
+    assert!(tail.reserve(60) && tail.reserve(40));
+    assert!(!tail.reserve(1));
+    let event = Event::new(Seq(1), None, None, String::new());
+    tail.publish(Arc::new(event));
+    assert!(tail.reserve(Event::OVERHEAD));
+    assert!(!tail.reserve(1));
+}
+
+#[tokio::test]
+async fn what_is_committed_is_read_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options {
+        file: directory.path().join("data"),
+        ..options()
+    };
+    let (journal, unfinished) = Journal::open(options.clone()).unwrap();
+    assert!(unfinished.is_empty());
+    let lane = journal.lane(instance("a"));
+    let run = whole_run(&journal, &lane, 3, "x").await;
+    commit(&lane, vec![Write::State("{}".into())]).await;
+    let record = journal.run(run).unwrap().unwrap();
+    journal.close().await;
+
+    let (journal, unfinished) = Journal::open(options).unwrap();
+    assert!(unfinished.is_empty());
+    assert_eq!(journal.run(run).unwrap().unwrap(), record);
+    assert_eq!((record.state, record.last), (RunState::Finished, Seq(3)));
+    assert_eq!(journal.state(&instance("a")).unwrap().as_deref(), Some("{}"));
+    assert_eq!(journal.state(&instance("b")).unwrap(), None);
+    let mut reader = at(journal.locate(&instance("a"), &format!("{run}-1")).await.unwrap());
+    assert_eq!(read_out(&mut reader).await, (vec![2, 3], finished()));
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = |name: &str| {
+        let file = directory.path().join(name);
+        let opened = Journal::open(Options { file, ..options() });
+        let error = opened.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+        error
+    };
+    let of = |name: &str| Options {
+        file: directory.path().join(name),
+        ..options()
+    };
+
+    let (held, _) = Journal::open(of("held")).unwrap();
+    assert!(refused("held").ends_with("is in use by another host"));
+    held.close().await;
+    Journal::open(of("held")).unwrap().0.close().await;
+
+    fs::write(directory.path().join("text"), "x".repeat(5000)).unwrap();
+    assert!(refused("text").contains("is not a journal"));
+
+    let bytes = fs::read(directory.path().join("held")).unwrap();
+    fs::write(directory.path().join("cut"), &bytes[..bytes.len() / 2]).unwrap();
+    assert!(refused("cut").contains("is damaged"));
+
+    super::redb::tests::make_foreign(&directory.path().join("foreign"));
+    assert!(refused("foreign").ends_with("is not a journal"));
+    super::redb::tests::make_newer(&directory.path().join("newer"));
+    assert!(refused("newer").contains("is a journal of format 2"));
+
+    // What a crash leaves of a file that was being made is no hindrance.
+    fs::write(directory.path().join("half.new"), "x").unwrap();
+    Journal::open(of("half")).unwrap().0.close().await;
+    assert!(!directory.path().join("half.new").exists());
+}
+
+#[tokio::test]
+async fn storage_lists_by_prefix_in_byte_order() {
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    let set = |key: &str, value: Option<&'static str>| Write::Storage {
+        key: key.into(),
+        value: value.map(Bytes::from),
+    };
+    let keys = ["a", "ab", "abc", "abd", "b", "ab\u{e9}", "ab\u{10ffff}"];
+    commit(&lane, keys.map(|key| set(key, Some("12"))).into()).await;
+    let neighbour = journal.lane(instance("a\u{1F600}"));
+    commit(&neighbour, vec![set("abe", Some("x"))]).await;
+    let list = |prefix, after, limit, max_bytes| -> Vec<String> {
+        let pairs = journal.list(&instance("a"), prefix, after, limit, max_bytes);
+        let keys = pairs.unwrap().into_iter().map(|(key, _)| key.into());
+        keys.collect()
+    };
+    let all = ["ab", "abc", "abd", "ab\u{e9}", "ab\u{10ffff}"];
+    assert_eq!(list("ab", None, 9, 999), all);
+    assert_eq!(list("ab", Some("abc"), 9, 999), all[2..]);
+    assert_eq!(list("ab", Some("a"), 2, 999), all[..2]);
+    assert_eq!(list("ab", Some("b"), 9, 999), [""; 0]);
+    assert_eq!(list("ab", None, 9, 9), all[..2]);
+    assert_eq!(list("ab", None, 9, 0), all[..1]);
+    assert_eq!(list("", None, 9, 999).len(), keys.len());
+
+    commit(&lane, vec![set("ab", None), set("abc", Some("new")), set("no", None)]).await;
+    assert_eq!(list("ab", None, 9, 999), all[1..]);
+    let value = journal.value(&instance("a"), "abc").unwrap();
+    assert_eq!(value.as_deref(), Some(&b"new"[..]));
+    assert_eq!(journal.value(&instance("a"), "abe").unwrap(), None);
+}
+
+#[tokio::test]
+async fn locate_answers_each_kind_of_id() {
+    let journal = open(&Disk::default(), options());
+    let (here, there) = (instance("here"), instance("there"));
+    let lane = journal.lane(here.clone());
+    let over = whole_run(&journal, &lane, 2, "x").await;
+    let live = journal.tail(&here, RunId::generate());
+    let foreign = whole_run(&journal, &journal.lane(there.clone()), 2, "x").await;
+    let looks_like = format!("{foreign}-1");
+    let writes = vec![
+        start(&live),
+        identified(&live, 1, Some("mine \u{e9}"), "x"),
+        identified(&live, 2, Some(&looks_like), "x"),
+        event(&live, 3, "x"),
+    ];
+    commit(&lane, writes).await;
+    let locate = async |id: &str| journal.locate(&here, id).await.unwrap();
+    let run = live.run();
+
+    assert_eq!(at(locate(&format!("{over}-0")).await).cursor(), Seq(0));
+    assert_eq!(at(locate(&format!("{over}-1")).await).cursor(), Seq(1));
+    assert!(matches!(locate(&format!("{over}-2")).await, Located::CaughtUp(run) if run == over));
+    assert_eq!(not(locate(&format!("{over}-3")).await), NotResumable::Future);
+    assert_eq!(at(locate(&format!("{run}-3")).await).cursor(), Seq(3));
+    assert_eq!(not(locate(&format!("{run}-4")).await), NotResumable::Future);
+    let last = format!("{run}-{}", u64::MAX);
+    assert_eq!(not(locate(&last).await), NotResumable::Future);
+
+    assert_eq!(at(locate("mine \u{e9}").await).cursor(), Seq(1));
+    // An id that an agent chose may even be what is a cursor elsewhere; nothing of elsewhere is shown.
+    let found = at(locate(&looks_like).await);
+    assert_eq!((found.tail().run(), found.cursor()), (run, Seq(2)));
+    let foreign = format!("{foreign}-2");
+    assert_eq!(not(locate(&foreign).await), NotResumable::Unknown);
+    let elsewhere = journal.locate(&there, "mine \u{e9}").await.unwrap();
+    assert_eq!(not(elsewhere), NotResumable::Unknown);
+
+    let unknown = format!("{}-1", RunId::generate());
+    let long = "x".repeat(8 << 10);
+    for id in ["", "0", "-1", "a\nb", "mine", &long, &unknown, &format!("{run}-01")] {
+        assert_eq!(not(locate(id).await), NotResumable::Unknown, "{id:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_newest_event_of_an_id_is_found() {
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    let tails = [(); 2].map(|()| journal.tail(&instance("a"), RunId::generate()));
+    for tail in &tails {
+        commit(&lane, vec![start(tail), identified(tail, 1, Some("id"), "x")]).await;
+        let found = journal.locate(&instance("a"), "id").await.unwrap();
+        assert_eq!(at(found).tail().run(), tail.run());
+    }
+}
+
+#[tokio::test]
+async fn a_reader_moves_from_the_store_to_the_live_end() {
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    commit(&lane, vec![start(&tail)]).await;
+    for turn in 0..10 {
+        let writes = (1..=10).map(|seq| event(&tail, turn * 10 + seq, "x".repeat(100)));
+        commit(&lane, writes.collect()).await;
+    }
+    let mut reader = journal.reader(Arc::clone(&tail), Seq::ZERO);
+    let mut read = Seqs::new();
+    while read.len() < 100 {
+        let Step::Events(page) = reader.next().await else {
+            panic!("the run goes on")
+        };
+        let bytes: usize = page.iter().map(|event| event.size()).sum();
+        assert!(bytes <= options().page_bytes);
+        read.extend(seqs(&page));
+    }
+    // A call that is dropped while it waits has read nothing.
+    tokio::select! {
+        biased;
+        step = reader.next() => panic!("{step:?}"),
+        () = std::future::ready(()) => {}
+    }
+    let waiting = tokio::spawn(async move { (read_out(&mut reader).await, reader) });
+    tokio::task::yield_now().await;
+    commit(&lane, vec![event(&tail, 101, "x"), end(&tail)]).await;
+    let ((rest, outcome), mut reader) = waiting.await.unwrap();
+    assert_eq!((rest, outcome), (vec![101], finished()));
+    assert!(matches!(reader.next().await, Step::End(_)));
+    read.push(101);
+    assert_eq!(read, (1..=101).collect::<Seqs>());
+    drop((reader, tail));
+    assert_eq!(journal.stats().buffered_bytes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_beside_the_writer_see_each_event_once() {
+    const EVENTS: u64 = 3000;
+    const READERS: u64 = 6;
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    commit(&lane, vec![start(&tail)]).await;
+    let mut readers = tokio::task::JoinSet::new();
+    for number in 0..READERS {
+        let (journal, tail) = (journal.clone(), Arc::clone(&tail));
+        readers.spawn(async move {
+            // Each begins somewhere else and comes back with a new reader now and then.
+            let mut cursor = number * 100;
+            while tail.last() < Seq(cursor) {
+                tokio::task::yield_now().await;
+            }
+            loop {
+                let id = format!("{}-{cursor}", tail.run());
+                let mut reader = match journal.locate(&instance("a"), &id).await.unwrap() {
+                    Located::At(reader) => reader,
+                    Located::CaughtUp(_) => break,
+                    Located::Not(why) => panic!("{why:?}"),
+                };
+                for _ in 0..=number {
+                    match reader.next().await {
+                        Step::Events(page) => {
+                            for event in &*page {
+                                assert_eq!(event.seq, Seq(cursor).next());
+                                assert_eq!(*event.data, *format!("{:<1$}", cursor + 1, 60));
+                                cursor += 1;
+                            }
+                        }
+                        Step::End(_) => assert_eq!(cursor, EVENTS),
+                        Step::Broken(reason) => panic!("{reason}"),
+                    }
+                }
+            }
+            assert_eq!(cursor, EVENTS);
+        });
+    }
+    let mut last = 0;
+    while last < EVENTS {
+        let turn = (last + 1)..=EVENTS.min(last + 1 + last % 7);
+        last = *turn.end();
+        let writes = turn.map(|seq| event(&tail, seq, format!("{seq:<60}")));
+        let ticket = lane.submit(Turn(writes.collect()));
+        if last.is_multiple_of(5) {
+            ticket.durable().await.unwrap();
+        }
+    }
+    commit(&lane, vec![end(&tail)]).await;
+    while let Some(done) = readers.join_next().await {
+        done.unwrap();
+    }
+    drop(tail);
+    let stats = journal.stats();
+    assert_eq!((stats.events, stats.live_runs), (EVENTS, 0));
+    let options = options();
+    let bound = options.tail_bytes + 200 + READERS as usize * options.page_bytes;
+    assert!(stats.buffered_bytes_peak <= bound as u64, "{stats:?}");
+    assert_eq!(stats.buffered_bytes, 0);
+}
+
+#[tokio::test]
+async fn tickets_follow_the_order_of_their_lane() {
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    assert!(lane.latest().is_durable());
+    let tickets: Vec<Ticket> = (0..100)
+        .map(|n| lane.submit(Turn(vec![Write::State(n.to_string().into())])))
+        .collect();
+    tickets[99].durable().await.unwrap();
+    assert!(tickets.iter().all(Ticket::is_durable));
+    assert!(lane.submit(Turn::default()).is_durable());
+    assert_eq!(journal.state(&instance("a")).unwrap().as_deref(), Some("99"));
+    let stats = journal.stats();
+    assert_eq!(stats.turns, 100);
+    assert!(stats.commits <= 100);
+}
+
+#[tokio::test]
+async fn interruptions_without_progress_are_counted() {
+    let disk = Disk::default();
+    let run = RunId::generate();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), run);
+    let module = Digest::of(b"one");
+    let begin = Write::Start {
+        tail: Arc::clone(&tail),
+        module,
+        request: Some("request".into()),
+    };
+    commit(&lane, vec![begin]).await;
+    journal.close().await;
+
+    let reopen = || {
+        let (journal, unfinished) = Journal::open_on(disk.backend(), options()).unwrap();
+        let [unfinished] = unfinished.try_into().unwrap();
+        assert_eq!(unfinished.request.as_deref(), Some(&b"request"[..]));
+        assert_eq!(unfinished.record.state, RunState::Interrupted);
+        assert_eq!(unfinished.record.last, unfinished.tail.last());
+        (journal, unfinished)
+    };
+    // Resumed without a new event, left alone, and with one: `events` are those of the resumption.
+    let mut last = 0;
+    let resumed = |events: u64| Some(events);
+    for (resumption, interruptions) in [
+        (resumed(0), 1),
+        (None, 2),
+        (resumed(0), 2),
+        (resumed(2), 3),
+        (resumed(0), 1),
+        (resumed(0), 2),
+    ] {
+        let (journal, Unfinished { record, tail, .. }) = reopen();
+        assert_eq!((record.interruptions, record.last), (interruptions, Seq(last)));
+        if let Some(events) = resumption {
+            let lane = journal.lane(instance("a"));
+            commit(&lane, vec![start(&tail)]).await;
+            let new = (last + 1)..=(last + events);
+            let id = format!("{run}-{last}");
+            let mut reader = at(journal.locate(&instance("a"), &id).await.unwrap());
+            commit(&lane, new.clone().map(|seq| event(&tail, seq, "x")).collect()).await;
+            if events > 0 {
+                let Step::Events(page) = reader.next().await else {
+                    panic!("the run goes on for who waits for it")
+                };
+                assert_eq!(seqs(&page), new.collect::<Seqs>());
+            }
+            last += events;
+            let record = journal.run(run).unwrap().unwrap();
+            assert_eq!((record.state, record.last), (RunState::Running, Seq(last)));
+        }
+        journal.close().await;
+    }
+    let (journal, Unfinished { tail, .. }) = reopen();
+    commit(&journal.lane(instance("a")), vec![end(&tail)]).await;
+    journal.close().await;
+    let (journal, unfinished) = Journal::open_on(disk.backend(), options()).unwrap();
+    assert!(unfinished.is_empty());
+    let record = journal.run(run).unwrap().unwrap();
+    assert_eq!((record.state, record.last), (RunState::Finished, Seq(2)));
+    // The request goes with the end.
+    let tail = journal.tail(&instance("a"), run);
+    commit(&journal.lane(instance("a")), vec![start(&tail)]).await;
+    journal.close().await;
+    let (_, unfinished) = Journal::open_on(disk.backend(), options()).unwrap();
+    assert_eq!(unfinished[0].request, None);
+}
+
+#[tokio::test]
+async fn retention_by_bytes_takes_the_oldest_end_first() {
+    let kept = 10;
+    let options = Options {
+        retain_bytes: kept * (1000 + 600),
+        ..options()
+    };
+    let journal = open(&Disk::default(), options);
+    let lane = journal.lane(instance("a"));
+    let mut runs = Vec::new();
+    for _ in 0..40 {
+        runs.push(whole_run(&journal, &lane, 1, &"x".repeat(1000)).await);
+    }
+    let gone = journal.stats().trimmed_runs as usize;
+    assert_eq!(gone, 30);
+    for (number, run) in runs.iter().enumerate() {
+        assert_eq!(journal.run(*run).unwrap().is_some(), number >= gone);
+        let located = journal.locate(&instance("a"), &format!("{run}-0")).await;
+        match located.unwrap() {
+            Located::At(mut reader) => assert_eq!(read_out(&mut reader).await.0, [1]),
+            other => assert_eq!((not(other), number < gone), (NotResumable::Expired, true)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_trimmed_under_its_reader_breaks_it() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    let run = whole_run(&journal, &lane, 500, &"x".repeat(500)).await;
+    journal.close().await;
+    let options = Options {
+        retain_bytes: 0,
+        ..options()
+    };
+    let (store, _) = RedbStore::open(disk.backend(), &options).unwrap();
+    let located = store.run(run).unwrap().unwrap();
+    let scratch = open(&Disk::default(), options.clone());
+    let limits = Limits {
+        window: 0,
+        backlog: 0,
+    };
+    let tail = Tail::ended(located, limits, &Arc::default());
+    drop(scratch);
+    let trim = || store.commit(&[], SystemTime::now()).unwrap();
+    assert_eq!(seqs(&store.events(run, Seq(0), 1).unwrap()), [1]);
+    while trim().trim_due {}
+    assert_eq!(store.events(run, Seq(0), 1).unwrap(), []);
+    store.close();
+
+    let journal = open(&disk, options);
+    let mut reader = journal.reader(Arc::new(tail), Seq(7));
+    assert!(matches!(reader.next().await, Step::Broken(_)));
+}
+
+#[tokio::test]
+async fn retention_goes_in_bounded_steps_and_survives_a_restart() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    let large = whole_run(&journal, &lane, 200, &"x".repeat(60 << 10)).await;
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    let young = vec![start(&tail), identified(&tail, 1, Some("id"), "x"), end(&tail)];
+    commit(&lane, young).await;
+    let ended_ms = |run| journal.run(run).unwrap().unwrap().ended_ms.unwrap();
+    let (large_ended, young_ended) = (ended_ms(large), ended_ms(tail.run()));
+    journal.close().await;
+
+    let age = Duration::from_secs(10);
+    let options = Options {
+        retain_for: age,
+        ..options()
+    };
+    let after = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms) + age;
+    let open = || RedbStore::open(disk.backend(), &options).unwrap().0;
+    let store = open();
+    assert!(!store.trim_due(after(large_ended)).unwrap());
+    let now = after(young_ended) + Duration::from_millis(1);
+    assert!(store.trim_due(now).unwrap());
+    let first = store.commit(&[], now).unwrap();
+    assert!(first.trim_due);
+    assert_eq!(first.trimmed_runs, 1);
+    // Gone for clients at once, though most of it is still there.
+    assert_eq!(store.run(large).unwrap(), None);
+    assert!(store.run(tail.run()).unwrap().is_some());
+    assert_eq!(store.trimmed_until_ms().unwrap(), large.timestamp_ms());
+    assert_ne!(store.events(large, Seq(150), 1).unwrap(), []);
+    store.close();
+
+    let store = open();
+    let mut steps = 0;
+    while store.trim_due(now).unwrap() {
+        store.commit(&[], now).unwrap();
+        steps += 1;
+    }
+    assert!(steps > 1);
+    assert_eq!(store.events(large, Seq(0), 1).unwrap(), []);
+    assert_eq!(store.run(tail.run()).unwrap(), None);
+    assert_eq!(store.find_id(&instance("a"), "id").unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
+    let options = Options {
+        retain_bytes: 2000,
+        ..options()
+    };
+    let journal = open(&Disk::default(), options);
+    let lane = journal.lane(instance("a"));
+    let [old, new] = [(); 2].map(|()| journal.tail(&instance("a"), RunId::generate()));
+    for (tail, size) in [(&old, 2000), (&new, 10)] {
+        let data = "x".repeat(size);
+        commit(&lane, vec![start(tail), identified(tail, 1, Some("id"), data)]).await;
+    }
+    commit(&lane, vec![end(&old)]).await;
+    commit(&lane, vec![end(&new)]).await;
+    assert_eq!(journal.stats().trimmed_runs, 1);
+    let located = journal.locate(&instance("a"), "id").await.unwrap();
+    assert!(matches!(located, Located::CaughtUp(run) if run == new.run()));
+}
+
+#[tokio::test]
+async fn a_failing_disk_shows_nothing_and_loses_nothing() {
+    let mut failures = 0;
+    for grace in 0.. {
+        let disk = Disk::default();
+        let journal = open(&disk, options());
+        let lane = journal.lane(instance("a"));
+        let tail = journal.tail(&instance("a"), RunId::generate());
+        commit(&lane, vec![start(&tail), event(&tail, 1, "x")]).await;
+        let mut reader = journal.reader(Arc::clone(&tail), Seq::ZERO);
+        assert!(matches!(reader.next().await, Step::Events(_)));
+
+        disk.fail_after(grace);
+        let turn = vec![event(&tail, 2, "x"), Write::State("2".into()), end(&tail)];
+        let ticket = lane.submit(Turn(turn));
+        let told = ticket.durable().await;
+        if told.is_ok() {
+            assert!(failures > 2, "a commit takes several operations");
+            break;
+        }
+        failures += 1;
+        assert!(matches!(*journal.health().borrow(), Health::Failing(_)));
+        assert!(!ticket.is_durable());
+        assert_eq!(tail.last(), Seq(1));
+        tokio::select! {
+            biased;
+            step = reader.next() => panic!("{step:?} is not durable"),
+            () = std::future::ready(()) => {}
+        }
+        let next = lane.submit(Turn(vec![Write::State("3".into())]));
+        assert!(next.durable().await.is_err());
+
+        disk.heal();
+        ticket.settled().await.unwrap();
+        next.settled().await.unwrap();
+        assert_eq!(*journal.health().borrow(), Health::Good);
+        assert_eq!(read_out(&mut reader).await, (vec![2], finished()));
+        let state = || journal.state(&instance("a")).unwrap();
+        assert_eq!(state().as_deref(), Some("3"));
+        let id = format!("{}-0", tail.run());
+        let mut replay = at(journal.locate(&instance("a"), &id).await.unwrap());
+        assert_eq!(read_out(&mut replay).await.0, [1, 2]);
+        assert!(journal.run(tail.run()).unwrap().unwrap().ended_ms.is_some());
+    }
+}
+
+#[tokio::test]
+async fn what_a_reader_has_is_on_the_disk() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    lane.submit(Turn(vec![start(&tail)]));
+    let mut reader = journal.reader(Arc::clone(&tail), Seq::ZERO);
+    for seq in 1..=30 {
+        if seq % 10 == 0 {
+            disk.fail_after(seq as usize / 10);
+        }
+        lane.submit(Turn(vec![event(&tail, seq, "x")]));
+        let page = loop {
+            tokio::select! {
+                biased;
+                step = reader.next() => match step {
+                    Step::Events(page) => break page,
+                    step => panic!("{step:?}"),
+                },
+                () = tokio::task::yield_now(), if disk.is_failing() => disk.heal(),
+            }
+        };
+        let survivor = Disk::of(disk.durable());
+        let (store, _) = RedbStore::open(survivor.backend(), &options()).unwrap();
+        assert_eq!(store.events(tail.run(), Seq(seq - 1), 1).unwrap(), *page);
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_did_reach_the_disk_is_not_counted_twice() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    let turn = vec![start(&tail), event(&tail, 1, "x".repeat(100)), end(&tail)];
+    let submitted = [Submitted {
+        lane,
+        number: 1,
+        turn: Turn(turn),
+    }];
+    let options = options();
+    let (store, _) = RedbStore::open(Disk::default().backend(), &options).unwrap();
+    let now = SystemTime::now();
+    for second in 0..3 {
+        let now = now + Duration::from_secs(second);
+        store.commit(&submitted, now).unwrap();
+    }
+    let bytes = super::redb::tests::ended_bytes(&store);
+    assert_eq!(bytes.len(), 1);
+    assert_eq!(bytes[0], super::redb::tests::total_ended_bytes(&store));
+    assert_eq!(store.events(tail.run(), Seq(0), 999).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_journal_whose_patience_ends_tells_everyone() {
+    let disk = Disk::default();
+    let options = Options {
+        patience: Duration::ZERO,
+        ..options()
+    };
+    let journal = open(&disk, options);
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    commit(&lane, vec![start(&tail)]).await;
+    let mut reader = journal.reader(Arc::clone(&tail), Seq::ZERO);
+    let waiting = tokio::spawn(async move { reader.next().await });
+    tokio::task::yield_now().await;
+    disk.fail_after(0);
+    let ticket = lane.submit(Turn(vec![event(&tail, 1, "x")]));
+    assert!(ticket.settled().await.is_err());
+    let mut health = journal.health();
+    let dead = health.wait_for(|health| matches!(health, Health::Dead(_)));
+    let Health::Dead(reason) = dead.await.unwrap().clone() else {
+        panic!("waited for")
+    };
+    assert!(reason.contains("the disk is on fire"), "{reason}");
+    assert!(matches!(waiting.await.unwrap(), Step::Broken(_)));
+    assert!(lane.submit(Turn(vec![event(&tail, 2, "x")])).settled().await.is_err());
+    assert!(journal.state(&instance("a")).is_err());
+    journal.close().await;
+    assert_eq!(*journal.health().borrow(), Health::Dead(reason));
+}
+
+#[tokio::test]
+async fn closing_commits_what_is_queued_and_releases_who_waits() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    let ticket = lane.submit(Turn(vec![start(&tail), event(&tail, 1, "x")]));
+    let mut reader = journal.reader(Arc::clone(&tail), Seq(1));
+    let waiting = tokio::spawn(async move { reader.next().await });
+    tokio::join!(journal.close(), journal.close());
+    journal.close().await;
+    assert!(ticket.is_durable());
+    ticket.durable().await.unwrap();
+    assert!(matches!(waiting.await.unwrap(), Step::Broken(_)));
+    assert!(lane.submit(Turn(vec![event(&tail, 2, "x")])).durable().await.is_err());
+    let (store, _) = RedbStore::open(disk.backend(), &options()).unwrap();
+    assert_eq!(store.events(tail.run(), Seq(0), 99).unwrap().len(), 1);
+}
+
+/// Runs two agents that keep state and events side by side, and looks at what each crash would leave.
+#[tokio::test]
+async fn every_crash_leaves_whole_turns_in_order() {
+    const TURNS: u64 = 60;
+    let disk = Disk::default();
+    let options = Options {
+        retain_bytes: 20_000,
+        ..options()
+    };
+    let journal = open(&disk, options.clone());
+    let instances = [instance("a"), instance("b")];
+    let lanes = instances.clone().map(|instance| journal.lane(instance));
+    let tails = instances
+        .clone()
+        .map(|instance| journal.tail(&instance, RunId::generate()));
+    for (lane, tail) in lanes.iter().zip(&tails) {
+        commit(lane, vec![start(tail)]).await;
+    }
+    let mut image = disk.record();
+    // How much of the log there was when a client could know of so many turns.
+    let mut seen = Vec::new();
+    for turn in 1..=TURNS {
+        let tickets: Vec<Ticket> = lanes
+            .iter()
+            .zip(&tails)
+            .map(|(lane, tail)| {
+                let numbers = [2 * turn - 1, 2 * turn];
+                let [one, two] = numbers.map(|seq| event(tail, seq, "x".repeat(seq as usize)));
+                let state = Write::State(turn.to_string().into());
+                lane.submit(Turn(vec![one, state, two]))
+            })
+            .collect();
+        if turn % 3 == 0 {
+            for ticket in tickets {
+                ticket.durable().await.unwrap();
+            }
+            seen.push((disk.logged(), turn));
+        }
+        if turn % 10 == 0 {
+            whole_run(&journal, &lanes[0], 3, &"x".repeat(3000)).await;
+        }
+    }
+    assert!(journal.stats().trimmed_runs > 0);
+    let log = disk.log();
+
+    let check = |image: Vec<u8>, at: usize| {
+        let disk = Disk::of(image);
+        let (store, unfinished) = RedbStore::open(disk.backend(), &options).unwrap();
+        let known = unfinished.iter().map(|(record, _)| record.run);
+        assert!(tails.iter().all(|tail| known.clone().any(|run| run == tail.run())));
+        let acknowledged = seen.iter().rev().find(|(logged, _)| *logged <= at);
+        let acknowledged = acknowledged.map_or(0, |(_, turn)| *turn);
+        for (instance, tail) in instances.iter().zip(&tails) {
+            let state = store.state(instance).unwrap();
+            let turns: u64 = state.map_or(0, |state| state.parse().unwrap());
+            let events = store.events(tail.run(), Seq(0), usize::MAX).unwrap();
+            assert_eq!(seqs(&events), (1..=2 * turns).collect::<Seqs>());
+            assert!(turns >= acknowledged, "{turns} of {acknowledged} at {at}");
+        }
+    };
+    let mut random = proptest::test_runner::TestRng::deterministic_rng(
+        proptest::test_runner::RngAlgorithm::ChaCha,
+    );
+    let mut durable = image.clone();
+    let mut unsynced: Vec<&Op> = Vec::new();
+    for (at, op) in log.iter().enumerate() {
+        op.apply(&mut image);
+        if matches!(op, Op::Sync) {
+            durable.clone_from(&image);
+            unsynced.clear();
+            check(image.clone(), at + 1);
+            continue;
+        }
+        unsynced.push(op);
+        check(image.clone(), at + 1);
+        // The disk may write in any order: some of what is not synced is there, some is not.
+        let mut torn = durable.clone();
+        for op in &unsynced {
+            if random.random_bool(0.5) {
+                op.apply(&mut torn);
+            }
+        }
+        check(torn, at + 1);
+    }
+}
+
+fn text() -> impl Strategy<Value = Option<String>> {
+    proptest::option::of(".{0,40}")
+}
+
+proptest! {
+    #[test]
+    fn segments_round_trip(
+        first in 1..1_000_000_u64,
+        texts in proptest::collection::vec((text(), text(), ".{0,40}", 0..20_000_usize), 1..20),
+        before in 0..1_000_000_u64,
+        cut in 0.0..1.0_f64,
+        flip in any::<u8>(),
+    ) {
+        let events: Vec<Event> = (first..)
+            .zip(texts)
+            .map(|(seq, (name, id, data, size))| {
+                Event::new(Seq(seq), name, id, data + &"x".repeat(size))
+            })
+            .collect();
+        let events: Vec<&Event> = events.iter().collect();
+        let mut decoded = Vec::new();
+        let mut total = before;
+        for events in split(&events) {
+            let size: usize = events.iter().map(|event| event.size()).sum();
+            prop_assert!(size <= 64 << 10 || events.len() == 1);
+            let bytes = encode_segment(events, total);
+            total += bytes.len() as u64;
+            let last = events.last().unwrap().seq;
+            let segment = Segment::open(last, &bytes).unwrap();
+            prop_assert_eq!(segment.total(), total);
+            decoded.extend(segment.map(|stored| stored.unwrap().to_event()));
+
+            let at = (cut * bytes.len() as f64) as usize;
+            let whole = |bytes: &[u8]| Segment::open(last, bytes)?.try_for_each(|event| event.map(|_| ()));
+            prop_assert!(whole(&bytes[..at]).is_err());
+            let mut changed = bytes.clone();
+            changed[at] ^= flip;
+            let _ = whole(&changed);
+        }
+        prop_assert!(decoded.iter().map(|event| &**event).eq(events));
+    }
+
+    #[test]
+    fn run_records_round_trip(
+        name in "[^\\p{C}]{1,40}",
+        state in 0..5_usize,
+        code in text(),
+        started_ms in any::<u64>(),
+        ended_ms in proptest::option::of(any::<u64>()),
+        (last, interruptions, interrupted_at) in any::<(u64, u32, u64)>(),
+    ) {
+        let states = [
+            RunState::Running,
+            RunState::Finished,
+            RunState::Failed,
+            RunState::Interrupted,
+            RunState::Cancelled,
+        ];
+        let record = RunRecord {
+            run: RunId::generate(),
+            instance: instance(&name),
+            module: Digest::of(name.as_bytes()),
+            state: states[state],
+            code,
+            started_ms,
+            ended_ms,
+            last: Seq(last),
+            interruptions,
+            interrupted_at: Seq(interrupted_at),
+        };
+        prop_assert_eq!(decode_run(record.run, &encode_run(&record)).unwrap(), record);
+    }
+}
+
+#[test]
+fn readers_may_live_on_any_task() {
+    fn assert_task<T: Send + 'static>(_: T) {}
+    fn store(mut reader: Reader) {
+        assert_task(async move { reader.next().await });
+    }
+    let _ = store;
+    assert!(size_of::<Reader>() <= 4 * size_of::<usize>());
+}

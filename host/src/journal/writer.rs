@@ -1,0 +1,336 @@
+//! The way in: lanes, tickets, and the one thread that commits.
+//!
+//! **Problem.** A disk sync takes as long as thousands of turns; guests must not wait for one unless they ask;
+//! and nothing may be visible that a crash, or a failing disk, could take back.
+//!
+//! **Mechanism.** [`Lane::submit`] pushes onto one queue and returns. The writer takes all that is
+//! there, commits it in one transaction and then publishes: events and ends to the tails, marks to the lanes.
+//! While it commits the next batch gathers, so the disk sets the pace and there is no timer. When a
+//! commit fails the writer says so ([`Health::Failing`]), reopens the store and commits the *same* batch
+//! again, until it succeeds or its patience ends ([`Health::Dead`]).
+//!
+//! ```text
+//!           +--------------------- success ---------------------+
+//!           v                                                   |
+//!  Good: take, commit --error--> Failing: wait, reopen, commit -+--patience--> Dead
+//! ```
+//!
+//! **Limits.** A commit takes turns of at most [`COMMIT_BYTES`], or one turn. The queue is bounded by what
+//! runs may have pending and by the callers who wait for their tickets.
+//!
+//! **Cost.** A submission is one short lock. A lane is two numbers and a list of who waits.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::Notify;
+
+use super::handle::Shared;
+use super::{Committed, Health, Submitted, Turn, Unavailable, Write, lock};
+use crate::id::InstanceKey;
+
+/// Turns that are committed together. More would make everyone wait longer for their own, and the first
+/// readers for their first event.
+const COMMIT_BYTES: usize = 8 << 20;
+
+/// How often an idle writer looks whether retention has something to do.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The first and the longest pause between two attempts to commit.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// The order of an instance's turns: what is submitted first is durable first, or at the same time.
+pub struct Lane {
+    instance: InstanceKey,
+    shared: Arc<Shared>,
+    /// Changed only under the queue's lock, so that numbers go up in the order of the queue.
+    submitted: AtomicU64,
+    durable: AtomicU64,
+    moved: Notify,
+}
+
+impl Lane {
+    pub(super) fn new(instance: InstanceKey, shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self {
+            instance,
+            shared,
+            submitted: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            moved: Notify::new(),
+        })
+    }
+
+    /// The instance.
+    pub fn instance(&self) -> &InstanceKey {
+        &self.instance
+    }
+
+    /// Hands a turn to the writer. It never waits. A turn without writes is durable with the one before it.
+    pub fn submit(self: &Arc<Self>, turn: Turn) -> Ticket {
+        if turn.0.is_empty() {
+            return self.latest();
+        }
+        Ticket {
+            lane: Arc::clone(self),
+            number: self.shared.queue.push(self, turn),
+        }
+    }
+
+    /// The ticket of all that has been submitted so far.
+    pub fn latest(self: &Arc<Self>) -> Ticket {
+        Ticket {
+            lane: Arc::clone(self),
+            number: self.submitted.load(Ordering::Acquire),
+        }
+    }
+
+    fn mark(&self, number: u64) {
+        self.durable.store(number, Ordering::Release);
+        self.moved.notify_waiters();
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A claim on the durability of a turn and of all turns before it in its lane.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    lane: Arc<Lane>,
+    number: u64,
+}
+
+impl Ticket {
+    /// Whether the turn is durable now.
+    pub fn is_durable(&self) -> bool {
+        self.lane.durable.load(Ordering::Acquire) >= self.number
+    }
+
+    /// Waits until the turn is durable. Fails as soon as commits fail, though the turn may become durable
+    /// later: for those who had better tell their client now.
+    pub async fn durable(&self) -> Result<(), Unavailable> {
+        self.wait(|health| match health {
+            Health::Good => None,
+            Health::Failing(reason) | Health::Dead(reason) => Some(reason.clone()),
+        })
+        .await
+    }
+
+    /// Waits until the turn is durable, also while commits fail. Fails when the journal is dead.
+    pub async fn settled(&self) -> Result<(), Unavailable> {
+        self.wait(|health| match health {
+            Health::Good | Health::Failing(_) => None,
+            Health::Dead(reason) => Some(reason.clone()),
+        })
+        .await
+    }
+
+    async fn wait(&self, fails: impl Fn(&Health) -> Option<String>) -> Result<(), Unavailable> {
+        let mut health = self.lane.shared.health.subscribe();
+        loop {
+            // Taken before the check, so that a mark set after the check is not missed.
+            let moved = self.lane.moved.notified();
+            let failure = fails(&health.borrow_and_update());
+            if self.is_durable() {
+                return Ok(());
+            }
+            if let Some(reason) = failure {
+                return Err(Unavailable(reason));
+            }
+            tokio::select! {
+                () = moved => {}
+                _ = health.changed() => {}
+            }
+        }
+    }
+}
+
+/// The turns that wait for the writer.
+#[derive(Default)]
+pub(super) struct Queue {
+    inner: Mutex<Waiting>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    turns: VecDeque<Submitted>,
+    closed: bool,
+}
+
+impl Queue {
+    /// Queues a turn and returns its number in its lane. After [`Self::close`] turns are dropped: their
+    /// numbers are never reached, and who waits for one learns it from the journal's health.
+    fn push(&self, lane: &Arc<Lane>, turn: Turn) -> u64 {
+        let mut waiting = lock(&self.inner);
+        let number = lane.submitted.load(Ordering::Relaxed) + 1;
+        lane.submitted.store(number, Ordering::Release);
+        if !waiting.closed {
+            let lane = Arc::clone(lane);
+            waiting.turns.push_back(Submitted { lane, number, turn });
+            self.filled.notify_one();
+        }
+        number
+    }
+
+    /// Refuses what comes from here on. What has come is still committed.
+    pub(super) fn close(&self) {
+        lock(&self.inner).closed = true;
+        self.filled.notify_one();
+    }
+
+    /// The next batch. An empty one after `patience`; none when the queue is closed and empty.
+    fn take(&self, patience: Duration) -> Option<Vec<Submitted>> {
+        let waiting = lock(&self.inner);
+        let idle = |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.closed;
+        let (mut waiting, _) = self
+            .filled
+            .wait_timeout_while(waiting, patience, idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waiting.closed && waiting.turns.is_empty() {
+            return None;
+        }
+        let mut bytes = 0;
+        let fits = waiting.turns.iter().take_while(|submitted| {
+            let first = bytes == 0;
+            bytes += submitted.turn.size();
+            first || bytes <= COMMIT_BYTES
+        });
+        let count = fits.count();
+        Some(waiting.turns.drain(..count).collect())
+    }
+}
+
+/// The writer thread: commits until the queue is closed and empty, or the journal is dead.
+pub(super) fn run(shared: &Shared) {
+    let departure = Departure(shared);
+    let mut trim_due = true;
+    loop {
+        let patience = if trim_due { Duration::ZERO } else { IDLE };
+        let Some(batch) = shared.queue.take(patience) else {
+            break;
+        };
+        let now = SystemTime::now();
+        // A store that cannot say is asked to commit, so that its failure is met where failures are handled.
+        let due = || trim_due || shared.store.trim_due(now).unwrap_or(true);
+        if batch.is_empty() && !due() {
+            continue;
+        }
+        match commit(shared, &batch, now) {
+            Ok(committed) => {
+                trim_due = committed.trim_due;
+                publish(shared, &batch, &committed);
+            }
+            Err(Unavailable(reason)) => {
+                tracing::error!(reason, "the journal gives up");
+                departure.die(format!("the journal gave up: {reason}"));
+                return;
+            }
+        }
+    }
+}
+
+/// Commits a batch, however often it takes.
+fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Committed, Unavailable> {
+    // A client can learn of a run as soon as it is durable, and must then find its tail.
+    for write in writes(batch) {
+        if let Write::Start { tail, .. } = write {
+            lock(&shared.live).insert(tail.run(), Arc::clone(tail));
+        }
+    }
+    let mut attempt = shared.store.commit(batch, now);
+    let began = Instant::now();
+    let (mut pause, longest) = BACKOFF;
+    loop {
+        let reason = match attempt {
+            Ok(committed) => {
+                shared.set_health(Health::Good);
+                return Ok(committed);
+            }
+            Err(error) => error.to_string(),
+        };
+        let Some(left) = shared.patience.checked_sub(began.elapsed()) else {
+            return Err(Unavailable(reason));
+        };
+        tracing::warn!(reason, "the journal cannot commit and tries again");
+        shared.set_health(Health::Failing(reason));
+        thread::sleep(pause.min(left));
+        pause = (pause * 2).min(longest);
+        attempt = shared
+            .store
+            .reopen()
+            .and_then(|()| shared.store.commit(batch, now));
+    }
+}
+
+/// Shows a durable batch to everyone: tails before lanes, so that who waited for a turn finds it there.
+fn publish(shared: &Shared, batch: &[Submitted], committed: &Committed) {
+    let mut events = 0;
+    for write in writes(batch) {
+        match write {
+            Write::Event { tail, event } => {
+                tail.publish(Arc::clone(event));
+                events += 1;
+            }
+            Write::End { tail, outcome } => {
+                // A tail that is found among the live ones is never at its end.
+                lock(&shared.live).remove(&tail.run());
+                tail.end(outcome.clone());
+            }
+            Write::Start { .. } | Write::State(_) | Write::Storage { .. } => {}
+        }
+    }
+    shared.counts.commits.fetch_add(1, Ordering::Relaxed);
+    shared
+        .counts
+        .turns
+        .fetch_add(batch.len() as u64, Ordering::Relaxed);
+    shared.counts.events.fetch_add(events, Ordering::Relaxed);
+    shared
+        .counts
+        .trimmed_runs
+        .fetch_add(committed.trimmed_runs, Ordering::Relaxed);
+    for write in writes(batch) {
+        if let Write::Event { tail, .. } | Write::End { tail, .. } = write {
+            tail.wake();
+        }
+    }
+    for submitted in batch {
+        submitted.lane.mark(submitted.number);
+    }
+}
+
+fn writes(batch: &[Submitted]) -> impl Iterator<Item = &Write> {
+    batch.iter().flat_map(|submitted| &submitted.turn.0)
+}
+
+/// However the writer ends, by a panic too: no one may be left waiting for it.
+struct Departure<'a>(&'a Shared);
+
+impl Departure<'_> {
+    fn die(&self, reason: String) {
+        self.0.set_health(Health::Dead(reason));
+    }
+}
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        self.0.queue.close();
+        lock(&self.0.queue.inner).turns.clear();
+        self.0.store.close();
+        if thread::panicking() {
+            self.die("the journal's writer panicked".into());
+        } else if !matches!(*self.0.health.borrow(), Health::Dead(_)) {
+            self.die("the journal is closed".into());
+        }
+    }
+}

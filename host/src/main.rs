@@ -1,0 +1,211 @@
+//! The command line: arguments to configuration, configuration to a host that serves. Wiring only.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use bureau::Host;
+use bureau::config::{Config, Overrides};
+use bureau::dev::{self, Workspace};
+use bureau::http::server;
+use bureau::id::AgentName;
+use bureau::shutdown;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+/// A host for agents written as WebAssembly components.
+///
+/// An agent is a .wasm component; each of its instances lives at /agents/{agent}/{instance}, keeps its state,
+/// and streams Server-Sent Events that clients resume after a disconnect, also after the host was killed.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How log lines look on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto)]
+    log_format: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the agents in a directory: each *.wasm under its file name.
+    #[command(after_help = AFTER_SERVE)]
+    Serve {
+        /// Where the agents' components are.
+        #[arg(long, value_name = "DIR")]
+        agents: Option<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Build the agent crates under the paths, serve them, and swap them when their sources change.
+    #[command(after_help = AFTER_DEV)]
+    Dev {
+        /// Crates, directories of crates, or .wasm components.
+        #[arg(value_name = "PATH", required = true)]
+        paths: Vec<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Args)]
+struct Common {
+    /// Where agents are served; port 0 picks one [default: 127.0.0.1:8787]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where /healthz, /readyz and /metrics are; keep it off public networks [default: 127.0.0.1:8788]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<SocketAddr>,
+    /// The directory of the journal and of compiled agents [default: .bureau]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A TOML file with limits, CORS origins and the agents' configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    Auto,
+    Human,
+    Json,
+}
+
+const AFTER_SERVE: &str = "\
+Examples:
+  bureau serve --agents ./agents
+  bureau serve --agents ./agents --listen 0.0.0.0:80 --data /var/lib/bureau --config bureau.toml
+
+It prints one line when it is ready. SIGTERM and ctrl-c end it: replies under way are finished,
+streams end and tell their clients to come back, and runs still going are taken up at the next start.
+RUST_LOG sets what is logged, for example RUST_LOG=bureau=debug.";
+
+const AFTER_DEV: &str = "\
+Examples:
+  bureau dev examples
+  bureau dev ./my-agent --listen 127.0.0.1:0
+
+It builds for wasm32-wasip2 with cargo, and installs that target with rustup if it is missing.";
+
+fn main() -> ExitCode {
+    let Arguments { command, log_format } = Arguments::parse();
+    log_to_stderr(log_format);
+    let ran = tokio::runtime::Runtime::new()
+        .context("cannot start the async runtime")
+        .and_then(|runtime| runtime.block_on(run(command)));
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bureau: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let human = match format {
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if human {
+        lines.with_ansi(std::io::stderr().is_terminal()).init();
+    } else {
+        lines.json().flatten_event(true).init();
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve { agents, common } => serve(agents, common).await,
+        Command::Dev { paths, common } => develop(paths, common).await,
+    }
+}
+
+/// A host that is open, and its public listener.
+async fn open(agents: Option<PathBuf>, common: Common) -> anyhow::Result<(Host, TcpListener, Config)> {
+    let Common { listen, admin, data, config: file } = common;
+    let overrides = Overrides { listen, admin, data, agents_dir: agents };
+    let mut config = Config::load(file.as_deref(), overrides)?;
+    let bind = |what, address| {
+        server::bind(address).with_context(|| format!("cannot listen on {address} ({what})"))
+    };
+    let public = bind("--listen", config.listen)?;
+    let admin = bind("--admin", config.admin)?;
+    (config.listen, config.admin) = (public.local_addr()?, admin.local_addr()?);
+    let host = Host::open(config.clone())?;
+    host.serve_admin(admin);
+    Ok((host, public, config))
+}
+
+async fn serve(agents: Option<PathBuf>, common: Common) -> anyhow::Result<()> {
+    let (host, listener, config) = open(agents, common).await?;
+    let Some(directory) = &config.agents_dir else {
+        anyhow::bail!("no agents: give --agents DIR, or agents_dir in the configuration file");
+    };
+    load(&host, directory).await?;
+    ready(&host, &config);
+    host.serve(listener, stop()).await
+}
+
+/// Loads every component of a directory. One that fails keeps the host from being ready, and the others serve.
+async fn load(host: &Host, directory: &PathBuf) -> anyhow::Result<()> {
+    let unreadable = || format!("cannot read the agents' directory {}", directory.display());
+    let entries = std::fs::read_dir(directory).with_context(unreadable)?;
+    let mut files = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(unreadable)?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
+    files.sort();
+    for file in files {
+        if let Err(error) = dev::deploy_file(host, &file).await {
+            tracing::error!("{error:#}");
+            host.readiness().failed(format!("{error:#}"));
+        }
+    }
+    host.readiness().loaded();
+    Ok(())
+}
+
+async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
+    let workspace = Workspace::find(&paths).await?;
+    let (host, listener, config) = open(None, common).await?;
+    workspace.build_and_deploy(&host).await?;
+    host.readiness().loaded();
+    ready(&host, &config);
+    let agents: Vec<AgentName> =
+        host.registry().all().iter().map(|deployed| deployed.agent.clone()).collect();
+    let width = agents.iter().map(|agent| agent.as_str().len()).max().unwrap_or(0);
+    for agent in agents {
+        let name = agent.as_str();
+        println!("  {name:width$}  http://{}/agents/{name}/demo", config.listen);
+    }
+    tokio::select! {
+        watched = workspace.watch(&host) => watched,
+        served = host.serve(listener, stop()) => served,
+    }
+}
+
+fn ready(host: &Host, config: &Config) {
+    let count = host.registry().all().len();
+    let plural = if count == 1 { "" } else { "s" };
+    println!(
+        "bureau: ready on http://{} (admin http://{}), {count} agent{plural}",
+        config.listen, config.admin
+    );
+}
+
+async fn stop() {
+    if let Err(error) = shutdown::signal().await {
+        tracing::error!(%error, "cannot wait for signals; end the process by other means");
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,118 @@
+//! The way of a chunked body: from the stream that a guest writes to the response that a client reads.
+//!
+//! **Problem.** The bytes are not journaled, yet what a client sees must not run ahead of what is durable, a
+//! slow client must slow the guest's writes and nothing else, and a body that was cut off must not look complete.
+//!
+//! **Mechanism.** A bounded channel. A chunk is taken from the guest when the channel has a place for it, waits
+//! in the turn, and goes out with the turn's ticket. The guest's end of the stream is marked while the store
+//! is polled; a store that is dropped marks nothing, so its bodies are truncated.
+//!
+//! **Limits.** [`AHEAD`] chunks of [`MAX_CHUNK`] bytes a body. **Cost.** One copy out of the guest's memory.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context as Waking, Poll, ready};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Source, StreamConsumer, StreamResult};
+
+use crate::journal::Ticket;
+use crate::wasm::context::Context;
+use crate::wasm::run::Run;
+use crate::wasm::session::Session;
+
+/// Chunks that may wait for a slow client; then the guest's write waits.
+const AHEAD: usize = 4;
+
+/// The most that one chunk takes.
+const MAX_CHUNK: usize = 64 * 1024;
+
+/// Bytes of a body, and what must be durable before they leave.
+pub type Chunk = (Bytes, Ticket);
+
+/// The client's end of a chunked body.
+pub struct Chunks {
+    receiver: mpsc::Receiver<Chunk>,
+    complete: Arc<AtomicBool>,
+}
+
+/// The body ended before the guest ended it.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent's instance ended in the middle of the body")]
+pub struct Truncated;
+
+impl Chunks {
+    /// The next chunk, or the end.
+    pub async fn next(&mut self) -> Option<Result<Chunk, Truncated>> {
+        match self.receiver.recv().await {
+            Some(chunk) => Some(Ok(chunk)),
+            None if self.complete.load(Ordering::Acquire) => None,
+            None => Some(Err(Truncated)),
+        }
+    }
+}
+
+/// The guest's end of a chunked body: a consumer of its stream.
+pub(super) struct Pipe {
+    session: Arc<Session>,
+    run: Run,
+    sender: mpsc::Sender<Chunk>,
+    reserving: Option<Pin<Box<dyn Future<Output = Reserved> + Send>>>,
+    complete: Arc<AtomicBool>,
+}
+
+type Reserved = Result<mpsc::OwnedPermit<Chunk>, mpsc::error::SendError<()>>;
+
+/// The two ends of the body of a run's response.
+pub(super) fn channel(session: Arc<Session>, run: Run) -> (Pipe, Chunks) {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let complete = Arc::new(AtomicBool::new(false));
+    let pipe = Pipe { session, run, sender, reserving: None, complete: complete.clone() };
+    (pipe, Chunks { receiver, complete })
+}
+
+impl StreamConsumer<Context> for Pipe {
+    type Item = u8;
+
+    fn poll_consume(
+        self: Pin<&mut Self>,
+        cx: &mut Waking<'_>,
+        store: StoreContextMut<'_, Context>,
+        source: Source<'_, u8>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        let this = self.get_mut();
+        let sender = &this.sender;
+        let reserving =
+            this.reserving.get_or_insert_with(|| Box::pin(sender.clone().reserve_owned()));
+        let reserved = match reserving.as_mut().poll(cx) {
+            Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
+            polled => ready!(polled),
+        };
+        this.reserving = None;
+        let Ok(permit) = reserved else {
+            // The client has gone, which ends the stream for the guest.
+            return Poll::Ready(Ok(StreamResult::Dropped));
+        };
+        let mut source = source.as_direct(store);
+        let available = source.remaining();
+        let bytes = Bytes::copy_from_slice(&available[..available.len().min(MAX_CHUNK)]);
+        source.mark_read(bytes.len());
+        if !bytes.is_empty() {
+            this.session.chunk(permit, bytes);
+        }
+        Poll::Ready(Ok(StreamResult::Completed))
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        if self.session.is_polling() {
+            self.complete.store(true, Ordering::Release);
+            self.session.conclude(&self.run);
+        }
+    }
+}

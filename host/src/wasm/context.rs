@@ -1,0 +1,319 @@
+//! What a store knows, and the host functions that its guest calls.
+//!
+//! **Problem.** A guest may call anything, with anything, at any time, and must find only its own instance.
+//!
+//! **Mechanism.** The store's data holds the session, the WASI context without any grant, and the
+//! table of handles. Functions that never wait add to the turn; those that wait do so concurrently, so that
+//! other calls on the instance go on meanwhile.
+//!
+//! **Limits.** Each value's size, the turn's, and the memory of the store, by configuration. A guest that
+//! exceeds one gets an error where the interface has one, and traps where it has none.
+//!
+//! **Cost.** A third of a microsecond for a function that does not wait, two thirds for one that does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use wasmtime::component::{Accessor, HasSelf, Linker, Resource, ResourceTable};
+use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+use crate::journal::Pair;
+use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, StoreError};
+use crate::wasm::bindings::{config, identity, runs, state, storage, types};
+use crate::wasm::engine::TICK;
+use crate::wasm::log::GuestLog;
+use crate::wasm::run::Run;
+use crate::wasm::session::{EmitRefused, Session};
+
+/// Values that the operator gives an agent, by `wasi:config/store`.
+pub type Variables = Arc<BTreeMap<String, String>>;
+
+/// The data of one store.
+pub struct Context {
+    session: Arc<Session>,
+    variables: Variables,
+    wasi: WasiCtx,
+    pub(super) table: ResourceTable,
+    memory: MemoryLimit,
+}
+
+/// A guest used up what it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LimitReached {
+    /// Time without return to the host, in milliseconds.
+    #[error("the guest computed for {0} ms without returning to the host")]
+    Cpu(u64),
+}
+
+struct MemoryLimit {
+    used: usize,
+    limit: usize,
+    reached: bool,
+}
+
+impl Context {
+    pub(super) fn new(session: Arc<Session>, variables: Variables) -> Self {
+        let log = |stream| GuestLog::new(session.clone(), stream);
+        let wasi = WasiCtxBuilder::new()
+            .stdout(log("stdout"))
+            .stderr(log("stderr"))
+            .allow_tcp(false)
+            .allow_udp(false)
+            .build();
+        let memory = MemoryLimit { used: 0, limit: session.limits().memory_bytes, reached: false };
+        Self { session, variables, wasi, table: ResourceTable::new(), memory }
+    }
+
+    /// What the store and its actor share.
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Whether the guest asked for more memory than it may have.
+    pub fn memory_limit_reached(&self) -> bool {
+        self.memory.reached
+    }
+
+    /// The store's limiter.
+    pub(super) fn limiter(&mut self) -> &mut dyn ResourceLimiter {
+        &mut self.memory
+    }
+
+    /// What happens on an epoch tick in guest code: give way, or end when it has been too long.
+    pub(super) fn tick(store: StoreContextMut<'_, Self>) -> wasmtime::Result<UpdateDeadline> {
+        let session = &store.data().session;
+        let limit = session.limits().cpu;
+        if TICK * session.tick() >= limit {
+            let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            return Err(LimitReached::Cpu(milliseconds).into());
+        }
+        Ok(UpdateDeadline::Yield(1))
+    }
+}
+
+/// Links everything that an agent may import.
+pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
+    type Own = HasSelf<Context>;
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi::p3::add_to_linker(linker)?;
+    types::add_to_linker::<_, Own>(linker, |context| context)?;
+    runs::add_to_linker::<_, Own>(linker, |context| context)?;
+    state::add_to_linker::<_, Own>(linker, |context| context)?;
+    storage::add_to_linker::<_, Own>(linker, |context| context)?;
+    identity::add_to_linker::<_, Own>(linker, |context| context)?;
+    config::add_to_linker::<_, Own>(linker, |context| context)
+}
+
+impl WasiView for Context {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let used = self.used + desired.saturating_sub(current);
+        self.reached |= used > self.limit;
+        if used > self.limit {
+            return Ok(false);
+        }
+        self.used = used;
+        Ok(true)
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        _desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        // The pool's own limit on a table's elements holds.
+        Ok(true)
+    }
+}
+
+impl types::Host for Context {}
+
+impl runs::Host for Context {}
+
+impl runs::HostRun for Context {
+    fn id(&mut self, run: Resource<Run>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&run)?.id().to_string())
+    }
+
+    fn last_event_id(&mut self, run: Resource<Run>) -> wasmtime::Result<Option<String>> {
+        Ok(self.table.get(&run)?.origin().last_event_id.clone())
+    }
+
+    fn open(&mut self, run: Resource<Run>) -> wasmtime::Result<()> {
+        self.session.open(self.table.get(&run)?);
+        Ok(())
+    }
+
+    fn emit_event(
+        &mut self,
+        run: Resource<Run>,
+        event: GuestEvent,
+    ) -> wasmtime::Result<Result<u64, EmitError>> {
+        let run = self.table.get(&run)?;
+        let emitted = self.session.emit(run, event.name, event.id, event.data);
+        Ok(emitted.map(|seq| seq.0).map_err(|refused| match refused {
+            EmitRefused::Closed => EmitError::Closed,
+            EmitRefused::Backlogged => EmitError::Backlogged,
+            EmitRefused::TooLarge(limit) => EmitError::TooLarge(limit as u64),
+            EmitRefused::Invalid(why) => EmitError::Invalid(why),
+        }))
+    }
+
+    fn is_cancelled(&mut self, run: Resource<Run>) -> wasmtime::Result<bool> {
+        Ok(self.table.get(&run)?.cancellation().is_cancelled())
+    }
+
+    fn drop(&mut self, run: Resource<Run>) -> wasmtime::Result<()> {
+        self.table.delete(run)?;
+        Ok(())
+    }
+}
+
+impl<T: Send> runs::HostRunWithStore<T> for HasSelf<Context> {
+    async fn flush(
+        accessor: &Accessor<T, Self>,
+        run: Resource<Run>,
+    ) -> wasmtime::Result<Result<u64, EmitError>> {
+        let (session, run) = accessor.with(|mut access| {
+            let context = access.get();
+            let run = context.table.get(&run)?.clone();
+            wasmtime::error::Ok((context.session.clone(), run))
+        })?;
+        let last = run.last();
+        Ok(session.flush().await.map(|()| last.0).map_err(|_| EmitError::Closed))
+    }
+
+    async fn cancelled(accessor: &Accessor<T, Self>, run: Resource<Run>) -> wasmtime::Result<()> {
+        let cancelled = accessor.with(|mut access| {
+            let run = access.get().table.get(&run)?;
+            wasmtime::error::Ok(run.cancellation().clone())
+        })?;
+        cancelled.cancelled().await;
+        Ok(())
+    }
+}
+
+impl state::Host for Context {
+    fn get(&mut self) -> wasmtime::Result<Option<String>> {
+        let document = self.session.document()?;
+        Ok(document.map(|document| document.to_string()))
+    }
+
+    fn set(&mut self, json: String) -> wasmtime::Result<Result<(), StoreError>> {
+        let limit = self.session.limits().state_bytes;
+        if json.len() > limit {
+            return Ok(Err(StoreError::TooLarge(limit as u64)));
+        }
+        if let Err(fault) = serde_json::from_str::<serde::de::IgnoredAny>(&json) {
+            return Ok(Err(StoreError::Invalid(format!("not a JSON document: {fault}"))));
+        }
+        self.session.set_document(json)?;
+        Ok(Ok(()))
+    }
+}
+
+/// The longest storage key, in bytes.
+const MAX_KEY: usize = 512;
+
+fn check_key(key: &str) -> Result<(), StoreError> {
+    match key.len() {
+        1..=MAX_KEY => Ok(()),
+        0 => Err(StoreError::Invalid("a key takes 1 to 512 bytes; this one is empty".into())),
+        _ => Err(StoreError::Invalid("a key takes 1 to 512 bytes; this one is longer".into())),
+    }
+}
+
+impl storage::Host for Context {
+    fn set(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<Result<(), StoreError>> {
+        let limit = self.session.limits().value_bytes;
+        if value.len() > limit {
+            return Ok(Err(StoreError::TooLarge(limit as u64)));
+        }
+        if let Err(wrong) = check_key(&key) {
+            return Ok(Err(wrong));
+        }
+        self.session.store(key, Some(value.into()))?;
+        Ok(Ok(()))
+    }
+
+    fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), StoreError>> {
+        if let Err(wrong) = check_key(&key) {
+            return Ok(Err(wrong));
+        }
+        self.session.store(key, None)?;
+        Ok(Ok(()))
+    }
+}
+
+impl<T: Send> storage::HostWithStore<T> for HasSelf<Context> {
+    async fn get(
+        accessor: &Accessor<T, Self>,
+        key: String,
+    ) -> wasmtime::Result<Result<Option<Vec<u8>>, StoreError>> {
+        if let Err(wrong) = check_key(&key) {
+            return Ok(Err(wrong));
+        }
+        let session = accessor.with(|mut access| access.get().session.clone());
+        if let Some(written) = session.written(&key) {
+            return Ok(Ok(written.map(Vec::from)));
+        }
+        let value = session.ledger().value(key).await;
+        Ok(value.map(|value| value.map(Vec::from)).map_err(unavailable))
+    }
+
+    async fn list(
+        accessor: &Accessor<T, Self>,
+        prefix: String,
+        after: Option<String>,
+        limit: u32,
+    ) -> wasmtime::Result<Result<Vec<(String, Vec<u8>)>, StoreError>> {
+        let session = accessor.with(|mut access| access.get().session.clone());
+        if session.flush().await.is_err() {
+            return Ok(Err(StoreError::Unavailable("the journal has ended".into())));
+        }
+        let bytes = session.limits().value_bytes;
+        let pairs = session.ledger().list(prefix, after, limit as usize, bytes).await;
+        let owned = |(key, value): Pair| (String::from(key), Vec::from(value));
+        Ok(pairs.map(|pairs| pairs.into_iter().map(owned).collect()).map_err(unavailable))
+    }
+}
+
+fn unavailable(fault: crate::journal::StoreError) -> StoreError {
+    StoreError::Unavailable(fault.to_string())
+}
+
+impl identity::Host for Context {
+    fn agent(&mut self) -> wasmtime::Result<String> {
+        Ok(self.session.ledger().key().agent().to_string())
+    }
+
+    fn instance(&mut self) -> wasmtime::Result<String> {
+        Ok(self.session.ledger().key().name().into())
+    }
+
+    fn module(&mut self) -> wasmtime::Result<String> {
+        Ok(self.session.module().to_string())
+    }
+}
+
+impl config::Host for Context {
+    fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<String>, config::Error>> {
+        Ok(Ok(self.variables.get(&key).cloned()))
+    }
+
+    fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::Error>> {
+        Ok(Ok(self.variables.iter().map(|(key, value)| (key.clone(), value.clone())).collect()))
+    }
+}

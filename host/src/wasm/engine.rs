@@ -1,0 +1,124 @@
+//! The one wasmtime engine: its pool, its linker and its clock.
+//!
+//! **Problem.** Instances come and go by the thousand, components differ a hundredfold in what they need, and
+//! no guest may hold a thread.
+//!
+//! **Mechanism.** A pooling allocator sized by the cap on live instances; one linker with everything an agent
+//! may import, so that loading a module resolves its imports once; a thread that ticks the epoch, at which
+//! guest code gives way.
+//!
+//! **Limits.** The pool's totals follow from [`InstanceLimits::live`]; per component they allow for what
+//! Python and JavaScript toolchains produce, dozens of core instances and tables.
+//!
+//! **Cost.** Address space, not memory: a slot costs its touched pages. A hundred wake-ups per second.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use wasmtime::component::Linker;
+use wasmtime::{Config, PoolingAllocationConfig};
+
+use crate::config::InstanceLimits;
+use crate::wasm::context::{self, Context};
+
+/// How often guest code gives way.
+pub(super) const TICK: Duration = Duration::from_millis(10);
+
+/// Live instances that the pool has room for beyond their cap: those that are on their way out.
+const LEAVING: usize = 64;
+
+/// Core instances, memories and tables that an average component takes. A Rust one has up to four
+/// core instances, one memory and two tables; a Python one more than twenty, so fewer of those fit.
+const AVERAGE_CORE_INSTANCES: usize = 4;
+const AVERAGE_TABLES: usize = 3;
+
+/// Elements of a table. CPython's has some ten thousand.
+const MAX_TABLE_ELEMENTS: usize = 40_000;
+
+/// Everything that modules are compiled with and linked against.
+pub struct Engine {
+    pub(super) engine: wasmtime::Engine,
+    pub(super) linker: Linker<Context>,
+    cache: PathBuf,
+}
+
+/// The engine cannot be made on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up WebAssembly for {live} live instances of {memory} bytes: {cause:#}")]
+pub struct EngineError {
+    live: usize,
+    memory: usize,
+    cause: wasmtime::Error,
+}
+
+impl Engine {
+    /// An engine for these limits, that keeps compiled code under `cache`.
+    pub fn new(limits: &InstanceLimits, cache: PathBuf) -> Result<Self, EngineError> {
+        let set_up = || {
+            let engine = wasmtime::Engine::new(&configuration(limits))?;
+            let mut linker = Linker::new(&engine);
+            context::link(&mut linker)?;
+            tick(&engine)?;
+            wasmtime::error::Ok((engine, linker))
+        };
+        let (engine, linker) = set_up().map_err(|cause| EngineError {
+            live: limits.live,
+            memory: limits.memory_bytes,
+            cause,
+        })?;
+        Ok(Self { engine, linker, cache })
+    }
+
+    /// Where compiled code is kept.
+    pub(super) fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// A word that differs whenever compiled code of one engine cannot run on another.
+    pub(super) fn compatibility(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.engine.precompile_compatibility_hash().hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+fn configuration(limits: &InstanceLimits) -> Config {
+    let slots = limits.live + LEAVING;
+    let count = |each: usize| u32::try_from(slots.saturating_mul(each)).unwrap_or(u32::MAX);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(count(1))
+        .total_core_instances(count(AVERAGE_CORE_INSTANCES))
+        .total_memories(count(1))
+        .total_tables(count(AVERAGE_TABLES))
+        .total_stacks(count(1))
+        .max_memory_size(limits.memory_bytes)
+        .max_component_instance_size(16 << 20)
+        .max_core_instance_size(4 << 20)
+        .max_core_instances_per_component(200)
+        .max_memories_per_component(20)
+        .max_tables_per_component(200)
+        .max_tables_per_module(20)
+        .max_memories_per_module(4)
+        .table_elements(MAX_TABLE_ELEMENTS);
+    let mut config = Config::new();
+    config
+        .wasm_component_model_async(true)
+        .epoch_interruption(true)
+        .allocation_strategy(pool)
+        .memory_reservation(limits.memory_bytes as u64);
+    config
+}
+
+fn tick(engine: &wasmtime::Engine) -> wasmtime::Result<()> {
+    let engine = engine.weak();
+    std::thread::Builder::new().name("epoch".into()).spawn(move || {
+        while let Some(engine) = engine.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
+            std::thread::sleep(TICK);
+        }
+    })?;
+    Ok(())
+}

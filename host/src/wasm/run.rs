@@ -1,0 +1,269 @@
+//! One call on an instance, as the host sees it.
+//!
+//! **Problem.** A run's events and its end are written by a guest that may trap at any time, in turns that
+//! are durable whole or not at all, and its first answer decides what the client gets.
+//!
+//! **Mechanism.** A run holds two marks: how far the guest has come, and how far the turns that were handed
+//! to the journal have. Discarding a turn sets the first back to the second, so the host's own last event
+//! (`failed`) always takes the next number. The client's answer is sent once, by the session, when the turn
+//! it depends on has been submitted.
+//!
+//! ```text
+//!             first emit, open                     returned, trapped
+//!   fresh ----------------------> streaming ------------------------------> ended
+//!     |                                                                       ^
+//!     +--- returned: a plain answer (recorded only if the module resumes) ----+
+//! ```
+//!
+//! **Limits.** Undurable bytes per run and the size of an event, by configuration.
+//!
+//! **Cost.** An `Arc`, a mutex that only its own store's task ever locks, and a tail.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::fault::Fault;
+use crate::id::{Digest, RunId, Seq};
+use crate::wasm::chunks::Chunks;
+use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Write};
+
+/// A run that may be shared between its store, the actor and whoever cancels it.
+#[derive(Clone)]
+pub struct Run(Arc<Inner>);
+
+struct Inner {
+    tail: Arc<Tail>,
+    origin: Origin,
+    cancelled: CancellationToken,
+    progress: Mutex<Progress>,
+}
+
+/// How a run came about.
+pub struct Origin {
+    /// The `Last-Event-ID` that came with the request and could not be resumed.
+    pub last_event_id: Option<String>,
+    /// The request as a resumption needs it, if the module resumes.
+    pub request: Option<Bytes>,
+    /// A resumed run's last durable event.
+    pub resumed_after: Option<Seq>,
+    /// What bounds the number of resumptions under way; held until the run is gone.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+struct Progress {
+    /// Where the guest is, with the turn that is still being made.
+    now: Mark,
+    /// Where the turns handed to the journal end.
+    submitted: Mark,
+    /// Whether the answer is, or will be, the event stream.
+    streaming: bool,
+    answer: Option<oneshot::Sender<Answered>>,
+}
+
+#[derive(Clone, Copy)]
+struct Mark {
+    recorded: bool,
+    seq: Seq,
+    ended: bool,
+}
+
+/// What the client gets, once `after` is durable.
+pub struct Answered {
+    /// The answer.
+    pub answer: Answer,
+    /// What must be durable before the answer leaves.
+    pub after: Ticket,
+}
+
+/// What the client gets.
+pub enum Answer {
+    /// A whole response.
+    Response(Head, Bytes),
+    /// A response whose body comes as the guest writes it.
+    Chunks(Head, Chunks),
+    /// The run's events.
+    Events(Reader),
+    /// Nothing: the run is over and emitted nothing.
+    NoContent,
+    /// The run failed before it answered.
+    Failed(Fault),
+}
+
+/// The head of a response as the agent gave it: nothing of it has been checked.
+pub struct Head {
+    /// The status code.
+    pub status: u16,
+    /// Names and values; a value has one character per byte.
+    pub headers: Vec<(String, String)>,
+}
+
+/// Why an event was not taken.
+pub(super) enum Refused {
+    Closed,
+    Backlogged,
+}
+
+impl Run {
+    /// A run of this tail; its answer goes to `answer`, if a client waits for one.
+    pub fn new(tail: Arc<Tail>, origin: Origin, answer: Option<oneshot::Sender<Answered>>) -> Self {
+        let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
+        // A resumed run is on record, but not as running; its `Start` is written anew.
+        let mark = Mark { recorded: false, seq, ended: false };
+        let streaming = origin.resumed_after.is_some();
+        let progress = Mutex::new(Progress { now: mark, submitted: mark, streaming, answer });
+        Self(Arc::new(Inner { tail, origin, cancelled: CancellationToken::new(), progress }))
+    }
+
+    /// The run's id.
+    pub fn id(&self) -> RunId {
+        self.0.tail.run()
+    }
+
+    /// How the run came about.
+    pub fn origin(&self) -> &Origin {
+        &self.0.origin
+    }
+
+    /// Asks the run to end. Whether and how it does is the agent's to say.
+    pub fn cancel(&self) {
+        self.0.cancelled.cancel();
+    }
+
+    /// The token that [`Run::cancel`] sets.
+    pub(super) fn cancellation(&self) -> &CancellationToken {
+        &self.0.cancelled
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // Nothing below panics while it holds the lock, so a poisoned one is whole.
+        self.0.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the run on record, in this turn, if it is not there yet.
+    pub(super) fn record(&self, module: Digest, writes: &mut Vec<Write>) {
+        let mut progress = self.progress();
+        if progress.now.recorded || progress.now.ended {
+            return;
+        }
+        progress.now.recorded = true;
+        writes.push(Write::Start {
+            tail: self.0.tail.clone(),
+            module,
+            request: self.0.origin.request.clone(),
+        });
+    }
+
+    /// Makes the run a stream. Returns whether it was none before.
+    pub(super) fn open(&self, module: Digest, writes: &mut Vec<Write>) -> bool {
+        self.record(module, writes);
+        !std::mem::replace(&mut self.progress().streaming, true)
+    }
+
+    /// Numbers an event of the guest and adds it to the turn.
+    pub(super) fn emit(&self, event: Event, writes: &mut Vec<Write>) -> Result<Seq, Refused> {
+        if self.progress().now.ended {
+            return Err(Refused::Closed);
+        }
+        if !self.0.tail.reserve(event.size()) {
+            return Err(Refused::Backlogged);
+        }
+        Ok(self.append(event, writes))
+    }
+
+    fn append(&self, mut event: Event, writes: &mut Vec<Write>) -> Seq {
+        let mut progress = self.progress();
+        progress.now.seq = progress.now.seq.next();
+        event.seq = progress.now.seq;
+        writes.push(Write::Event { tail: self.0.tail.clone(), event: Arc::new(event) });
+        progress.now.seq
+    }
+
+    /// Ends the run in this turn: a stream by its last event if it failed, and by its outcome on record.
+    pub(super) fn end(&self, failure: Option<&Fault>, writes: &mut Vec<Write>) {
+        let Progress { now, streaming, .. } = *self.progress();
+        if now.ended {
+            return;
+        }
+        if let (Some(fault), true, true) = (failure, streaming, now.recorded) {
+            // The run's last word, which no backlog holds up.
+            let event = Event::new(Seq::ZERO, Some("failed".into()), None, fault.json());
+            self.append(event, writes);
+        }
+        if now.recorded {
+            let outcome = outcome(failure);
+            writes.push(Write::End { tail: self.0.tail.clone(), outcome });
+        }
+        self.progress().now.ended = true;
+    }
+
+    /// Whether the answer is the event stream.
+    pub(super) fn is_streaming(&self) -> bool {
+        self.progress().streaming
+    }
+
+    /// Whether the guest's part is over, in a submitted turn or in the one being made.
+    pub(super) fn has_ended(&self) -> bool {
+        self.progress().now.ended
+    }
+
+    /// The last event the guest emitted.
+    pub(super) fn last(&self) -> Seq {
+        self.progress().now.seq
+    }
+
+    /// The turn went to the journal: what is in it will be.
+    pub(super) fn submitted(&self) {
+        let mut progress = self.progress();
+        progress.submitted = progress.now;
+    }
+
+    /// The turn was thrown away: as if the guest had not done it.
+    pub(super) fn discarded(&self) {
+        let mut progress = self.progress();
+        progress.now = progress.submitted;
+        // A stream that never got on record has not answered either.
+        if !progress.submitted.recorded && self.0.origin.resumed_after.is_none() {
+            progress.streaming = false;
+        }
+    }
+
+    /// Sends the answer, if none was sent yet and somebody waits for it.
+    pub(super) fn answer(&self, answer: Answer, after: Ticket) {
+        let sender = self.progress().answer.take();
+        if let Some(sender) = sender {
+            // A client that has gone away changes nothing for the run.
+            drop(sender.send(Answered { answer, after }));
+        }
+    }
+
+    /// The tail to read the run from.
+    pub(super) fn tail(&self) -> Arc<Tail> {
+        self.0.tail.clone()
+    }
+}
+
+fn outcome(failure: Option<&Fault>) -> Outcome {
+    match failure {
+        None => Outcome { state: RunState::Finished, code: None },
+        Some(fault) => {
+            let cancelled = matches!(fault, Fault::Cancelled);
+            let state = if cancelled { RunState::Cancelled } else { RunState::Failed };
+            Outcome { state, code: Some(fault.code().into()) }
+        }
+    }
+}
+
+/// The turn that ends a run which nobody will go on with: its last event says why.
+pub fn epitaph(tail: &Arc<Tail>, module: Digest, last: Seq, fault: &Fault) -> Vec<Write> {
+    let origin =
+        Origin { last_event_id: None, request: None, resumed_after: Some(last), permit: None };
+    let run = Run::new(tail.clone(), origin, None);
+    let mut writes = Vec::new();
+    run.record(module, &mut writes);
+    run.end(Some(fault), &mut writes);
+    writes
+}
+

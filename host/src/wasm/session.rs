@@ -1,0 +1,438 @@
+//! The turns of one store: what its guest does between two suspensions, made durable as one.
+//!
+//! **Problem.** State and events that a guest writes side by side must never disagree after a crash, a
+//! reply must not leave before what it may have seen is durable, and a guest that traps half way must leave
+//! nothing of that half.
+//!
+//! **Mechanism.** Host functions add to the turn being made. [`Turns`] polls the store's future; when the
+//! future comes back because every guest task waits, the turn goes to the journal as one batch, and then
+//! the answers that depend on it are sent, each with the ticket to wait for. When it comes back only because an
+//! epoch tick made a guest yield in the middle, the turn stays open. When the store fails, the turn is
+//! thrown away and each run in flight gets its failure, on record if it streamed.
+//!
+//! **Limits.** A turn's bytes: emitting beyond it is `backlogged`, anything else traps.
+//!
+//! **Cost.** One uncontended mutex per host call, one queue push per turn.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use pin_project_lite::pin_project;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::InstanceLimits;
+use crate::event;
+use crate::fault::Fault;
+use crate::id::{Digest, RunId, Seq};
+use crate::journal::{Event, Turn, Write};
+use crate::wasm::ledger::Ledger;
+use crate::wasm::chunks::Chunk;
+use crate::wasm::run::{Answer, Refused, Run};
+
+/// What a store and its actor share.
+pub struct Session {
+    ledger: Arc<Ledger>,
+    module: Digest,
+    resumable: bool,
+    limits: Arc<InstanceLimits>,
+    load: Arc<Load>,
+    making: Mutex<Making>,
+    /// Counts submitted turns, for guests that flush.
+    submitted: watch::Sender<u64>,
+    yielded: AtomicBool,
+    polling: AtomicBool,
+    ticks: AtomicU32,
+}
+
+/// How busy a store is, for whoever sends it calls or wants to retire it.
+#[derive(Default)]
+pub struct Load {
+    /// Calls sent and not ended.
+    pub in_flight: AtomicUsize,
+    /// When the last call was sent or ended, by the directory's clock.
+    pub last_used: AtomicU64,
+}
+
+/// The turn being made, and the runs that may take part in it.
+#[derive(Default)]
+struct Making {
+    runs: BTreeMap<RunId, Run>,
+    writes: Vec<Write>,
+    bytes: usize,
+    document: Option<Arc<str>>,
+    storage: BTreeMap<Box<str>, Option<Bytes>>,
+    /// Runs that did something in this turn.
+    touched: Vec<Run>,
+    ended: Vec<RunId>,
+    answers: Vec<(Run, Answer)>,
+    chunks: Vec<(mpsc::OwnedPermit<Chunk>, Bytes)>,
+    /// Who waits for the last run in flight to end.
+    idle: Option<Waker>,
+}
+
+/// Why a write was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum EmitRefused {
+    Closed,
+    Backlogged,
+    TooLarge(usize),
+    Invalid(String),
+}
+
+/// The turn has outgrown its limit, in bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("the turn is larger than {0} bytes; await between writes")]
+pub struct TurnTooLarge(pub usize);
+
+impl Session {
+    /// A session for a store of this instance.
+    pub fn new(
+        ledger: Arc<Ledger>,
+        module: Digest,
+        resumable: bool,
+        limits: Arc<InstanceLimits>,
+        load: Arc<Load>,
+    ) -> Self {
+        Self {
+            ledger,
+            module,
+            resumable,
+            limits,
+            load,
+            making: Mutex::default(),
+            submitted: watch::Sender::new(0),
+            yielded: AtomicBool::new(false),
+            polling: AtomicBool::new(false),
+            ticks: AtomicU32::new(0),
+        }
+    }
+
+    /// The instance's ledger.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> &InstanceLimits {
+        &self.limits
+    }
+
+    /// The module that the store runs.
+    pub fn module(&self) -> Digest {
+        self.module
+    }
+
+    fn making(&self) -> MutexGuard<'_, Making> {
+        // Nothing below panics while it holds the lock, so a poisoned one is whole.
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call on this run begins.
+    pub fn begin(&self, run: &Run) {
+        let mut making = self.making();
+        making.runs.insert(run.id(), run.clone());
+        if run.origin().resumed_after.is_some() {
+            // On record as running again, so that another crash is counted.
+            run.record(self.module, &mut making.writes);
+            making.touch(run);
+        }
+    }
+
+    /// Asks a run in flight to end. Whether there is one.
+    pub fn cancel(&self, run: RunId) -> bool {
+        let run = self.making().runs.get(&run).cloned();
+        run.inspect(Run::cancel).is_some()
+    }
+
+    /// The run to which a log line belongs: known when only one is in flight.
+    pub(super) fn only_run(&self) -> Option<RunId> {
+        let making = self.making();
+        let mut runs = making.runs.keys();
+        runs.next().copied().filter(|_| runs.next().is_none())
+    }
+
+    /// Declares a run's answer a stream.
+    pub(super) fn open(&self, run: &Run) {
+        let mut making = self.making();
+        self.open_in(&mut making, run);
+    }
+
+    fn open_in(&self, making: &mut Making, run: &Run) {
+        making.touch(run);
+        if run.open(self.module, &mut making.writes) {
+            let reader = self.ledger.reader(run.tail());
+            making.answers.push((run.clone(), Answer::Events(reader)));
+        }
+    }
+
+    /// Takes an event into the turn and returns its number.
+    pub(super) fn emit(
+        &self,
+        run: &Run,
+        name: Option<String>,
+        id: Option<String>,
+        data: String,
+    ) -> Result<Seq, EmitRefused> {
+        event::check(name.as_deref(), id.as_deref())
+            .map_err(|wrong| EmitRefused::Invalid(wrong.to_string()))?;
+        let event = Event::new(Seq::ZERO, name, id, data);
+        let limit = self.limits.event_bytes;
+        let size = event.size();
+        if size - Event::OVERHEAD > limit {
+            return Err(EmitRefused::TooLarge(limit));
+        }
+        let mut making = self.making();
+        if making.bytes > 0 && making.bytes + size > self.limits.turn_bytes {
+            return Err(EmitRefused::Backlogged);
+        }
+        if !run.has_ended() {
+            self.open_in(&mut making, run);
+        }
+        let seq = run.emit(event, &mut making.writes).map_err(|refused| match refused {
+            Refused::Closed => EmitRefused::Closed,
+            Refused::Backlogged => EmitRefused::Backlogged,
+        })?;
+        making.bytes += size;
+        Ok(seq)
+    }
+
+    /// The state document as the guest sees it, with what this turn wrote.
+    pub(super) fn document(&self) -> Result<Option<Arc<str>>, crate::journal::StoreError> {
+        let written = self.making().document.clone();
+        written.map_or_else(|| self.ledger.document(), |document| Ok(Some(document)))
+    }
+
+    /// Takes the state document into the turn.
+    pub(super) fn set_document(&self, document: String) -> Result<(), TurnTooLarge> {
+        let document: Arc<str> = document.into();
+        let mut making = self.making();
+        making.grow(document.len(), self.limits.turn_bytes)?;
+        making.document = Some(document.clone());
+        making.writes.push(Write::State(document));
+        Ok(())
+    }
+
+    /// A storage value that this turn wrote or (by `Some(None)`) deleted.
+    pub(super) fn written(&self, key: &str) -> Option<Option<Bytes>> {
+        self.making().storage.get(key).cloned()
+    }
+
+    /// Takes a storage write into the turn.
+    pub(super) fn store(&self, key: String, value: Option<Bytes>) -> Result<(), TurnTooLarge> {
+        let key: Box<str> = key.into();
+        let mut making = self.making();
+        let size = key.len() + value.as_ref().map_or(0, Bytes::len);
+        making.grow(size, self.limits.turn_bytes)?;
+        making.storage.insert(key.clone(), value.clone());
+        making.writes.push(Write::Storage { key, value });
+        Ok(())
+    }
+
+    /// Hands bytes of a chunked body to its client, once what the turn wrote is durable.
+    pub(super) fn chunk(&self, permit: mpsc::OwnedPermit<Chunk>, bytes: Bytes) {
+        self.making().chunks.push((permit, bytes));
+    }
+
+    /// The guest's part of a run is over, by an answer, by nothing but its events (`NoContent`), or by a failure.
+    pub fn finish(&self, run: &Run, answer: Answer) {
+        let mut making = self.making();
+        making.touch(run);
+        let streamed = run.is_streaming();
+        let failure = if let Answer::Failed(fault) = &answer { Some(fault.clone()) } else { None };
+        run.end(failure.as_ref(), &mut making.writes);
+        match answer {
+            Answer::NoContent | Answer::Failed(_) if streamed => {}
+            Answer::Response(..) if streamed => {
+                tracing::warn!(
+                    instance = %self.ledger.key(), run = %run.id(),
+                    "the agent returned a response after it had emitted; it is dropped"
+                );
+            }
+            answer => making.answers.push((run.clone(), answer)),
+        }
+        making.ended(run);
+    }
+
+    /// A run answers with a chunked body, which goes on until it is [concluded](Session::conclude).
+    pub(super) fn answer(&self, run: &Run, answer: Answer) {
+        self.making().answers.push((run.clone(), answer));
+    }
+
+    /// The chunked body of a run is complete.
+    pub(super) fn conclude(&self, run: &Run) {
+        let mut making = self.making();
+        making.touch(run);
+        run.end(None, &mut making.writes);
+        making.ended(run);
+    }
+
+    /// Waits until the last run in flight has ended.
+    pub(super) fn poll_idle(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut making = self.making();
+        if making.runs.values().all(Run::has_ended) {
+            return Poll::Ready(());
+        }
+        making.idle = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Waits until what the guest has written is durable.
+    pub(super) async fn flush(&self) -> Result<(), crate::journal::Unavailable> {
+        let mut submitted = self.submitted.subscribe();
+        if !self.making().writes.is_empty() {
+            // The turn ends when the guest suspends, so it is handed over after this poll; the sender is
+            // `self`, so it cannot be gone.
+            drop(submitted.changed().await);
+        }
+        self.ledger.settled().await
+    }
+
+    /// Hands the turn over and sends the answers that waited for it.
+    fn submit(&self) {
+        let mut making = self.making();
+        if making.is_empty() {
+            return;
+        }
+        let Making { runs, mut writes, touched, ended, answers, chunks, idle, .. } =
+            std::mem::take(&mut *making);
+        if self.resumable && !writes.is_empty() {
+            // Whatever the turn wrote may be part of any run in flight, so each can be resumed from here.
+            for run in runs.values() {
+                run.record(self.module, &mut writes);
+                run.submitted();
+            }
+        }
+        let ticket = match writes.is_empty() {
+            true => self.ledger.latest(),
+            false => self.ledger.submit(Turn(writes)),
+        };
+        touched.iter().for_each(Run::submitted);
+        (making.runs, making.idle) = (runs, idle);
+        for id in &ended {
+            if making.runs.remove(id).is_some() {
+                self.load.in_flight.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        drop(making);
+        for (run, answer) in answers {
+            run.answer(answer, ticket.clone());
+        }
+        for (permit, bytes) in chunks {
+            permit.send((bytes, ticket.clone()));
+        }
+        self.submitted.send_modify(|turns| *turns += 1);
+    }
+
+    /// The store has failed: nothing of the turn remains, and every run in flight ends with this fault.
+    pub fn fail(&self, fault: &Fault) {
+        let runs = {
+            let mut making = self.making();
+            let Making { runs, writes, .. } = std::mem::take(&mut *making);
+            for write in &writes {
+                if let Write::Event { tail, event } = write {
+                    tail.release(event.size());
+                }
+            }
+            making.runs = runs.clone();
+            runs
+        };
+        for run in runs.values() {
+            run.discarded();
+            self.finish(run, Answer::Failed(fault.clone()));
+        }
+        self.submit();
+    }
+
+    /// Notes an epoch tick in the middle of guest code; returns the number of them since the guest last
+    /// returned to the host.
+    pub(super) fn tick(&self) -> u32 {
+        self.yielded.store(true, Ordering::Relaxed);
+        self.ticks.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether the store is being polled, as opposed to being dropped.
+    pub(super) fn is_polling(&self) -> bool {
+        self.polling.load(Ordering::Relaxed)
+    }
+}
+
+impl Making {
+    fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+            && self.answers.is_empty()
+            && self.ended.is_empty()
+            && self.chunks.is_empty()
+    }
+
+    fn touch(&mut self, run: &Run) {
+        if self.touched.last().is_none_or(|last| last.id() != run.id()) {
+            self.touched.push(run.clone());
+        }
+    }
+
+    fn ended(&mut self, run: &Run) {
+        self.ended.push(run.id());
+        if let Some(waker) = self.idle.take() {
+            waker.wake();
+        }
+    }
+
+    fn grow(&mut self, size: usize, limit: usize) -> Result<(), TurnTooLarge> {
+        // One write may be as large as its own limit allows, whatever the turn's.
+        if self.bytes > 0 && self.bytes + size > limit {
+            return Err(TurnTooLarge(limit));
+        }
+        self.bytes += size;
+        Ok(())
+    }
+}
+
+pin_project! {
+    /// Drives a store's future and ends its turns.
+    pub struct Turns<F> {
+        #[pin]
+        driver: F,
+        session: Arc<Session>,
+    }
+}
+
+impl<F> Turns<F> {
+    /// Ends the turns of `driver`, the future of this session's store.
+    pub fn new(driver: F, session: Arc<Session>) -> Self {
+        Self { driver, session }
+    }
+}
+
+impl<F, T, E> Future for Turns<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let session = &**this.session;
+        if !session.yielded.swap(false, Ordering::Relaxed) {
+            session.ticks.store(0, Ordering::Relaxed);
+        }
+        session.polling.store(true, Ordering::Relaxed);
+        let polled = this.driver.poll(cx);
+        session.polling.store(false, Ordering::Relaxed);
+        if polled.is_pending() {
+            if !session.yielded.load(Ordering::Relaxed) {
+                session.submit();
+            }
+            return Poll::Pending;
+        }
+        let done = ready!(polled);
+        if done.is_ok() {
+            session.submit();
+        }
+        Poll::Ready(done)
+    }
+}

@@ -1,0 +1,254 @@
+//! A live component instance, and the calls on it.
+//!
+//! **Problem.** A call can only be stopped by dropping its store, a store must stay inside one
+//! `run_concurrent` for its calls to interleave, and what goes wrong in a guest must come out as one fault.
+//!
+//! **Mechanism.** [`LiveStore::serve`] runs the store until its mailbox closes and its last call has ended,
+//! spawning each call as it comes. A failure of any kind, a panic of a host function included, comes back as
+//! a [`Fault`] after the session has ended the runs in flight with it.
+//!
+//! **Limits.** Those of the session. **Cost.** 14 us to start, 2.3 us a call.
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::sync::mpsc;
+use wasmtime::component::{Accessor, AccessorTask, Resource, StreamReader};
+use wasmtime::{Store, Trap};
+
+use crate::fault::{Fault, Limit};
+use crate::id::Seq;
+use crate::wasm::bindings::types::{AgentError, Body, Header, Reply, Request as GuestRequest};
+use crate::wasm::bindings::{handler, resumption};
+use crate::wasm::context::{Context, LimitReached, Variables};
+use crate::wasm::engine::Engine;
+use crate::wasm::module::Module;
+use crate::wasm::chunks;
+use crate::wasm::run::{Answer, Head, Run};
+use crate::wasm::session::{Session, TurnTooLarge, Turns};
+
+/// A request as an agent gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The method.
+    pub method: String,
+    /// The target as the client sent it.
+    pub url: String,
+    /// What follows the instance's name, with the query.
+    pub path: String,
+    /// Names and values; a value has one character per byte.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// What an instance is asked to do.
+pub struct Call {
+    pub run: Run,
+    pub request: Request,
+    pub entry: Entry,
+}
+
+/// Which export a call goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// `on-request`.
+    Request,
+    /// `on-resume`, after this event.
+    Resume(Seq),
+}
+
+/// A store could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The pool has no room now; another instance must go first.
+    #[error("no room for another instance")]
+    NoRoom,
+    #[error("{0:#}")]
+    Failed(wasmtime::Error),
+}
+
+/// A component instance in its store.
+pub struct LiveStore {
+    store: Store<Context>,
+    session: Arc<Session>,
+    guest: Guest,
+}
+
+#[derive(Clone)]
+struct Guest {
+    handler: Arc<handler::Guest>,
+    resumption: Option<Arc<resumption::Guest>>,
+}
+
+impl LiveStore {
+    /// Instantiates a module.
+    pub async fn start(
+        engine: &Engine,
+        module: &Module,
+        session: Arc<Session>,
+        variables: Variables,
+    ) -> Result<Self, StartError> {
+        let mut store = Store::new(&engine.engine, Context::new(session.clone(), variables));
+        store.limiter(Context::limiter);
+        store.epoch_deadline_callback(Context::tick);
+        store.set_epoch_deadline(1);
+        let instance = module.pre.instantiate_async(&mut store).await.map_err(|cause| {
+            if cause.is::<wasmtime::PoolConcurrencyLimitError>() {
+                return StartError::NoRoom;
+            }
+            StartError::Failed(cause)
+        })?;
+        let handler = module.handler.load(&mut store, &instance).map_err(StartError::Failed)?;
+        let resumption = match &module.resumption {
+            Some(indices) => {
+                let guest = indices.load(&mut store, &instance).map_err(StartError::Failed)?;
+                Some(Arc::new(guest))
+            }
+            None => None,
+        };
+        let guest = Guest { handler: Arc::new(handler), resumption };
+        Ok(Self { store, session, guest })
+    }
+
+    /// Serves calls until the mailbox is closed and the last call has ended, or the store fails: then the
+    /// runs in flight have ended with the fault that is returned.
+    pub async fn serve(mut self, mailbox: &mut mpsc::Receiver<Call>) -> Result<(), Fault> {
+        let Self { store, session, guest } = &mut self;
+        let (guest, calls) = (guest.clone(), session.clone());
+        let driver = store.run_concurrent(async |accessor| {
+            while let Some(call) = mailbox.recv().await {
+                calls.begin(&call.run);
+                accessor.spawn(Task { call, guest: guest.clone(), session: calls.clone() })?;
+            }
+            poll_fn(|cx| calls.poll_idle(cx)).await;
+            wasmtime::error::Ok(())
+        });
+        // A panic of a host function must not take more than this instance with it.
+        let served = AssertUnwindSafe(Turns::new(driver, session.clone())).catch_unwind().await;
+        let fault = match served {
+            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Err(cause)) | Err(cause)) => classify(&cause, store.data()),
+            Err(_) => {
+                tracing::error!(instance = %session.ledger().key(), "a host function panicked");
+                Fault::Internal
+            }
+        };
+        session.fail(&fault);
+        Err(fault)
+    }
+}
+
+/// Says what a store's failure is to a client, and logs what it is to an operator.
+fn classify(cause: &wasmtime::Error, context: &Context) -> Fault {
+    let session = context.session();
+    let fault = if let Some(LimitReached::Cpu(_)) = cause.downcast_ref() {
+        Fault::Limit(Limit::Cpu(session.limits().cpu))
+    } else if let Some(TurnTooLarge(limit)) = cause.downcast_ref() {
+        Fault::Limit(Limit::Turn(*limit))
+    } else if let Some(crate::journal::StoreError(_)) = cause.downcast_ref() {
+        Fault::JournalUnavailable
+    } else if context.memory_limit_reached() {
+        Fault::Limit(Limit::Memory(session.limits().memory_bytes))
+    } else {
+        Fault::AgentTrapped
+    };
+    let trap = cause.downcast_ref::<Trap>().map(tracing::field::display);
+    tracing::warn!(
+        instance = %session.ledger().key(), module = %session.module(), code = fault.code(), trap,
+        "the instance failed: {cause:?}"
+    );
+    fault
+}
+
+/// One call, as a task of its store.
+struct Task {
+    call: Call,
+    guest: Guest,
+    session: Arc<Session>,
+}
+
+impl AccessorTask<Context> for Task {
+    async fn run(self, accessor: &Accessor<Context>) -> wasmtime::Result<()> {
+        let Self { call: Call { run, request, entry }, guest, session } = self;
+        let handle = accessor.with(|mut access| access.get().table.push(run.clone()))?;
+        let borrowed = Resource::new_borrow(handle.rep());
+        let request = to_guest(request);
+        let returned = match (entry, &guest.resumption) {
+            (Entry::Resume(Seq(last)), Some(resumption)) => {
+                resumption.call_on_resume(accessor, borrowed, request, last).await?
+            }
+            (Entry::Resume(_), None) => Err(AgentError::Other("the module does not resume".into())),
+            (Entry::Request, _) => {
+                guest.handler.call_on_request(accessor, borrowed, request).await?
+            }
+        };
+        accessor.with(|mut access| access.get().table.delete(handle))?;
+        let answer = match returned {
+            Ok(Reply::Response(response)) => {
+                let head = Head { status: response.status, headers: from_guest(response.headers) };
+                match response.body {
+                    Body::Bytes(bytes) => Answer::Response(head, bytes.into()),
+                    Body::Chunks(stream) => {
+                        return answer_chunks(accessor, &session, run, head, stream);
+                    }
+                }
+            }
+            Ok(Reply::Events) => Answer::NoContent,
+            Err(error) => Answer::Failed(fault_of(error, &session, &run)),
+        };
+        session.finish(&run, answer);
+        Ok(())
+    }
+}
+
+fn fault_of(error: AgentError, session: &Session, run: &Run) -> Fault {
+    match error {
+        AgentError::BadRequest(message) => Fault::BadRequest(message),
+        AgentError::Cancelled => Fault::Cancelled,
+        AgentError::Other(message) => {
+            tracing::warn!(
+                instance = %session.ledger().key(), run = %run.id(),
+                "the agent returned an error: {message}"
+            );
+            Fault::AgentFailed
+        }
+    }
+}
+
+fn to_guest(request: Request) -> GuestRequest {
+    let header = |(name, value)| Header { name, value };
+    GuestRequest {
+        method: request.method,
+        url: request.url,
+        path: request.path,
+        headers: request.headers.into_iter().map(header).collect(),
+        body: request.body.into(),
+    }
+}
+
+fn from_guest(headers: Vec<Header>) -> Vec<(String, String)> {
+    headers.into_iter().map(|Header { name, value }| (name, value)).collect()
+}
+
+/// Answers with a body that comes as the guest writes it. The run ends with the body.
+fn answer_chunks(
+    accessor: &Accessor<Context>,
+    session: &Arc<Session>,
+    run: Run,
+    head: Head,
+    mut stream: StreamReader<u8>,
+) -> wasmtime::Result<()> {
+    if run.is_streaming() {
+        // Nobody will read the chunks: the guest's first write says so.
+        accessor.with(|access| stream.close(access))?;
+        session.finish(&run, Answer::Response(head, Bytes::new()));
+        return Ok(());
+    }
+    let (pipe, chunks) = chunks::channel(session.clone(), run.clone());
+    session.answer(&run, Answer::Chunks(head, chunks));
+    accessor.with(|access| stream.pipe(access, pipe))
+}

@@ -1,0 +1,73 @@
+//! An agent that goes on after a crash of the host, and tells of it.
+//!
+//! - `/steps?total=N&delay=MS` emits `{"n":1}` to `{"n":N}` as `step`, each exactly once. A resumption begins with an
+//!   event `resumed`, whose data is what the agent was given to resume with.
+//! - `/crash-loop` emits one event, then neither its call nor any resumption of it emits or ends.
+
+use std::collections::BTreeMap;
+
+use bureau_sdk::prelude::*;
+use serde::Deserialize;
+
+#[derive(Default)]
+struct Phoenix;
+
+#[derive(Deserialize)]
+struct Options {
+    total: Option<u64>,
+    delay: Option<u64>,
+}
+
+/// How far each run has come, by its id.
+type Progress = BTreeMap<String, u64>;
+
+impl Agent for Phoenix {
+    async fn on_request(&self, run: &Run, request: Request) -> Result<Reply> {
+        match request.path() {
+            "/steps" => steps(run, &request).await,
+            "/crash-loop" => {
+                run.emit("begun").await?;
+                hang().await
+            }
+            _ => Ok(Reply::status(StatusCode::NOT_FOUND)),
+        }
+    }
+}
+
+impl Resume for Phoenix {
+    async fn on_resume(&self, run: &Run, request: Request, last_seq: u64) -> Result<Reply> {
+        if request.path() == "/crash-loop" {
+            return hang().await;
+        }
+        let headers: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
+        let given = json!({
+            "lastSeq": last_seq,
+            "method": request.method().as_str(),
+            "url": request.uri().to_string(),
+            "headers": headers,
+            "body": String::from_utf8_lossy(request.body()),
+        });
+        run.emit(Event::json(&given)?.name("resumed")).await?;
+        steps(run, &request).await
+    }
+}
+
+async fn steps(run: &Run, request: &Request) -> Result<Reply> {
+    let Options { total, delay } = request.query()?;
+    let (total, delay) = (total.unwrap_or(10), Duration::from_millis(delay.unwrap_or(0)));
+    let done = run.state::<Progress>()?.get(&run.id()).copied();
+    for n in done.unwrap_or(0) + 1..=total {
+        sleep(delay).await;
+        run.emit(Event::json(&json!({ "n": n }))?.name("step")).await?;
+        let mut progress: Progress = run.state()?;
+        progress.insert(run.id(), n);
+        run.set_state(&progress)?;
+    }
+    Ok(Reply::events())
+}
+
+async fn hang() -> Result<Reply> {
+    std::future::pending().await
+}
+
+bureau_sdk::export!(Phoenix: Resume);

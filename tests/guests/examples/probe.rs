@@ -1,0 +1,289 @@
+//! One path for each thing that an agent may do, and for each that may go wrong with one.
+//!
+//! Numbers come by the query, see [`Options`]. A path `/x-after-emit` does what `/x` does when an event is
+//! durable already, and `/x-in-turn` when an event and a state of the same turn are not.
+
+use std::cell::{Cell, RefCell};
+use std::iter::repeat_n;
+use std::rc::Rc;
+
+use bureau_sdk::prelude::*;
+use futures_channel::oneshot;
+use serde::Deserialize;
+use serde_json::Value;
+
+#[derive(Default)]
+struct Probe {
+    calls: Cell<u64>,
+    waiting: RefCell<Vec<oneshot::Sender<()>>>,
+    clients_left: Rc<Cell<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Options {
+    /// How often.
+    count: u64,
+    /// How many bytes each, at least.
+    size: usize,
+    /// How many milliseconds between.
+    delay: u64,
+    key: String,
+    prefix: String,
+    after: Option<String>,
+    limit: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            count: 10,
+            size: 0,
+            delay: 0,
+            key: String::new(),
+            prefix: String::new(),
+            after: None,
+            limit: 100,
+        }
+    }
+}
+
+impl Options {
+    /// The number in decimal, padded with dots to the size.
+    fn numbered(&self, n: u64) -> String {
+        let mut data = n.to_string();
+        data.extend(repeat_n('.', self.size.saturating_sub(data.len())));
+        data
+    }
+
+    async fn pause(&self) {
+        if self.delay > 0 {
+            sleep(Duration::from_millis(self.delay)).await;
+        }
+    }
+}
+
+impl Agent for Probe {
+    async fn on_request(&self, run: &Run, request: Request) -> Result<Reply> {
+        let options: Options = request.query()?;
+        let path = request.path();
+        if let Some(path) = path.strip_suffix("-after-emit") {
+            run.emit("before").await?;
+            run.flush().await?;
+            return fail(path);
+        }
+        if let Some(path) = path.strip_suffix("-in-turn") {
+            run.emit("never seen").await?;
+            run.set_state("never seen")?;
+            return fail(path);
+        }
+        match path {
+            "/echo" => echo(&request),
+            "/identity" => Reply::json(&json!({
+                "agent": run.agent(),
+                "instance": run.instance(),
+                "module": run.module(),
+                "run": run.id(),
+            })),
+            "/last-event-id" => Reply::json(&json!({ "lastEventId": run.last_event_id() })),
+            "/config" => Reply::json(&json!({ "value": config(&options.key)? })),
+            "/log" => {
+                println!("a line on stdout");
+                eprintln!("a line on stderr");
+                Ok(Reply::text("logged"))
+            }
+
+            "/emit" => emit(run, options).await,
+            "/emit-raw" => emit_raw(run, request.json()?).await,
+            "/flood" => Ok(flood(run, &options)),
+            "/open-only" => {
+                run.open();
+                Ok(Reply::events())
+            }
+            "/open-then" => {
+                run.open();
+                options.pause().await;
+                run.emit("late").await?;
+                Ok(Reply::events())
+            }
+            "/events-nothing" => Ok(Reply::events()),
+            "/hang" => {
+                run.emit("waiting").await?;
+                sleep(Duration::from_secs(3600)).await;
+                Ok(Reply::events())
+            }
+            "/cancellable" => {
+                run.emit("waiting").await?;
+                run.cancelled().await;
+                run.emit("cancelled").await?;
+                Err(Error::Cancelled)
+            }
+            "/chunks" => Ok(chunks(options)),
+            "/chunks-endless" => Ok(self.endless_chunks(options)),
+            "/chunks-left" => Reply::json(&json!({ "left": self.clients_left.get() })),
+
+            "/state" => state(run, &request),
+            "/count" => count(run, options).await,
+            "/storage" => storage(run, &request, options).await,
+            "/storage-list" => storage_list(run, options).await,
+
+            "/memory" => {
+                self.calls.update(|calls| calls + 1);
+                Reply::json(&json!({ "calls": self.calls.get() }))
+            }
+            "/wait" => {
+                let (release, released) = oneshot::channel();
+                self.waiting.borrow_mut().push(release);
+                released.await?;
+                Ok(Reply::text("released"))
+            }
+            "/release" => {
+                let waiting = self.waiting.take();
+                let released = waiting.into_iter().filter_map(|wait| wait.send(()).ok());
+                Reply::json(&json!({ "released": released.count() }))
+            }
+
+            _ => fail(path),
+        }
+    }
+}
+
+/// What may go wrong; the rest is not found.
+fn fail(path: &str) -> Result<Reply> {
+    match path {
+        "/bad-request" => Err(Error::bad_request("the probe was asked to blame you")),
+        "/other-error" | "/error" => Err(Error::other("the probe was asked to fail")),
+        "/cancelled" => Err(Error::Cancelled),
+        "/panic" => panic!("the probe was asked to panic"),
+        "/trap" => std::process::abort(),
+        "/spin" => loop {
+            std::hint::spin_loop();
+        },
+        "/eat-memory" => {
+            let mut eaten = Vec::new();
+            loop {
+                eaten.push(vec![1_u8; 1 << 20]);
+            }
+        }
+        "/reply" => Ok(Reply::text("a reply")),
+        _ => Ok(Reply::text("Not found").with_status(StatusCode::NOT_FOUND)),
+    }
+}
+
+fn echo(request: &Request) -> Result<Reply> {
+    let headers = request.headers().iter();
+    let headers: Vec<_> = headers
+        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())))
+        .collect();
+    Reply::json(&json!({
+        "method": request.method().as_str(),
+        "url": request.uri().to_string(),
+        "path": request.path(),
+        "headers": headers,
+        "body": String::from_utf8_lossy(request.body()),
+    }))
+}
+
+async fn emit(run: &Run, options: Options) -> Result<Reply> {
+    for n in 1..=options.count {
+        run.emit(options.numbered(n)).await?;
+        options.pause().await;
+    }
+    Ok(Reply::events())
+}
+
+#[derive(Deserialize)]
+struct RawEvent {
+    name: Option<String>,
+    id: Option<String>,
+    data: String,
+}
+
+/// Emits what the client says, unchecked. The first event that is not taken is answered with the reason.
+async fn emit_raw(run: &Run, events: Vec<RawEvent>) -> Result<Reply> {
+    for RawEvent { name, id, data } in events {
+        let mut event = Event::data(data);
+        if let Some(name) = name {
+            event = event.name(name);
+        }
+        if let Some(id) = id {
+            event = event.id(id);
+        }
+        if let Err(error) = run.emit(event).await {
+            return Reply::json(&json!({ "error": error.to_string() }));
+        }
+    }
+    Ok(Reply::events())
+}
+
+/// Emits without ever waiting, whatever the host says to it.
+fn flood(run: &Run, options: &Options) -> Reply {
+    for n in 1..=options.count {
+        let _ = run.try_emit(options.numbered(n));
+    }
+    Reply::events()
+}
+
+fn chunks(options: Options) -> Reply {
+    Reply::chunks(async move |mut body| {
+        for n in 1..=options.count {
+            body.write(options.numbered(n) + "\n").await?;
+            options.pause().await;
+        }
+        Ok(())
+    })
+}
+
+impl Probe {
+    fn endless_chunks(&self, options: Options) -> Reply {
+        let clients_left = Rc::clone(&self.clients_left);
+        Reply::chunks(async move |mut body| {
+            while body.write(options.numbered(0) + "\n").await.is_ok() {
+                options.pause().await;
+            }
+            clients_left.update(|left| left + 1);
+            Ok(())
+        })
+    }
+}
+
+fn state(run: &Run, request: &Request) -> Result<Reply> {
+    if request.method() == Method::PUT {
+        run.set_state(&request.json::<Value>()?)?;
+    }
+    Reply::json(&run.state::<Value>()?)
+}
+
+/// Counts in the state and emits each number, both in one turn.
+async fn count(run: &Run, options: Options) -> Result<Reply> {
+    for _ in 0..options.count {
+        let n = run.state::<u64>()? + 1;
+        run.emit(Event::json(&json!({ "n": n }))?).await?;
+        run.set_state(&n)?;
+        sleep(Duration::from_millis(options.delay)).await;
+    }
+    Ok(Reply::events())
+}
+
+async fn storage(run: &Run, request: &Request, options: Options) -> Result<Reply> {
+    let (storage, key) = (run.storage(), &options.key);
+    match *request.method() {
+        Method::PUT => storage.set(key, request.body())?,
+        Method::DELETE => storage.delete(key)?,
+        _ => {}
+    }
+    let value = storage.get(key).await?;
+    Reply::json(
+        &json!({ "value": value.map(|value| String::from_utf8_lossy(&value).into_owned()) }),
+    )
+}
+
+async fn storage_list(run: &Run, options: Options) -> Result<Reply> {
+    let after = options.after.as_deref();
+    let pairs = run.storage().list(&options.prefix, after, options.limit).await?;
+    let text =
+        |(key, value): (String, Vec<u8>)| (key, String::from_utf8_lossy(&value).into_owned());
+    Reply::json(&pairs.into_iter().map(text).collect::<Vec<_>>())
+}
+
+bureau_sdk::export!(Probe);
