@@ -1,4 +1,4 @@
-//! Several things at once within one call.
+//! Several things at once within one call. They take turns at the points where they wait; there are no threads.
 
 use std::pin::pin;
 

@@ -1,4 +1,4 @@
-//! How a call fails, and what the client learns of it.
+//! How a call fails, and what the client learns of it: of its own faults everything, of the agent's nothing.
 
 use std::fmt;
 

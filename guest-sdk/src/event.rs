@@ -1,4 +1,4 @@
-//! Events: what a run emits, and why one may be refused.
+//! Events: what a run emits, and why one may be refused. The host checks them; nothing is checked twice.
 
 use serde::Serialize;
 

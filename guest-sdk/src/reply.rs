@@ -1,4 +1,7 @@
-//! What an agent answers.
+//! What an agent answers: its events, or a response of the `http` crate's types.
+//!
+//! A response leaves with its whole body, or with a stream that a task of the same call goes on writing after the
+//! call has returned. That task holds the client's bytes only while a write of them is under way, and ends with the body.
 
 use std::fmt;
 use std::pin::Pin;

@@ -1,4 +1,7 @@
-//! What a client asked.
+//! What a client asked: the interface's plain strings as the `http` crate's types, checked once.
+//!
+//! What does not fit those types, a query or a body is the client's fault and is told to it. The body is in memory
+//! as a whole, bounded by the host; nothing is copied but the headers.
 
 use std::ops::Deref;
 

@@ -1,4 +1,7 @@
 //! One call on an instance, and what the instance keeps.
+//!
+//! A thin cover over the host's functions: it turns values to JSON and back, and waits where the host would say
+//! that too much is not durable yet. It keeps nothing, so each read of the state parses the document anew.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

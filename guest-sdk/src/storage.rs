@@ -1,4 +1,4 @@
-//! Keyed bytes that an instance keeps.
+//! Keyed bytes that an instance keeps, for what does not fit its one document. Each access is a call to the host.
 
 use crate::bindings::bureau::agent::{storage, types as raw};
 

@@ -1,4 +1,4 @@
-//! What WASI names already: time and configuration.
+//! What WASI names already, time and configuration, under shorter names.
 
 use std::time::Duration;
 

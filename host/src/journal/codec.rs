@@ -65,9 +65,7 @@ pub(super) fn encode_segment(events: &[&Event], before: u64) -> Vec<u8> {
 }
 
 fn length(length: usize) -> [u8; 4] {
-    u32::try_from(length)
-        .expect("a turn is far smaller than 4 GiB")
-        .to_le_bytes()
+    u32::try_from(length).expect("a turn is far smaller than 4 GiB").to_le_bytes()
 }
 
 /// A segment as read.
@@ -96,12 +94,7 @@ impl<'a> Segment<'a> {
         if version != VERSION {
             return Err(Damaged);
         }
-        Ok(Self {
-            next: Seq(before).next(),
-            left: count,
-            total,
-            rest: bytes,
-        })
+        Ok(Self { next: Seq(before).next(), left: count, total, rest: bytes })
     }
 
     /// The bytes of the run's segments up to and including this one.
@@ -111,25 +104,12 @@ impl<'a> Segment<'a> {
 
     fn event(&mut self) -> Result<Stored<'a>, Damaged> {
         let [flags] = take(&mut self.rest)?;
-        let name = if flags & HAS_NAME != 0 {
-            Some(self.text()?)
-        } else {
-            None
-        };
-        let id = if flags & HAS_ID != 0 {
-            Some(self.text()?)
-        } else {
-            None
-        };
+        let name = if flags & HAS_NAME != 0 { Some(self.text()?) } else { None };
+        let id = if flags & HAS_ID != 0 { Some(self.text()?) } else { None };
         let data = self.text()?;
         let seq = self.next;
         self.next = seq.next();
-        Ok(Stored {
-            seq,
-            name,
-            id,
-            data,
-        })
+        Ok(Stored { seq, name, id, data })
     }
 
     fn text(&mut self) -> Result<&'a str, Damaged> {

@@ -17,8 +17,8 @@ use super::redb::RedbStore;
 use super::tail::{Gauge, Limits};
 use super::writer::{self, Queue};
 use super::{
-    Backend, Health, Lane, Located, Options, Pair, Reader, RunRecord, Stats, Store,
-    StoreError, Tail, lock, reader,
+    Backend, Health, Lane, Located, Options, Pair, Reader, RunRecord, Stats, Store, StoreError,
+    Tail, lock, reader,
 };
 use crate::id::{InstanceKey, RunId, Seq};
 
@@ -93,10 +93,7 @@ impl Journal {
         backend: Backend,
         options: Options,
     ) -> Result<(Self, Vec<Unfinished>), StoreError> {
-        let limits = Limits {
-            window: options.tail_bytes,
-            backlog: options.backlog_bytes,
-        };
+        let limits = Limits { window: options.tail_bytes, backlog: options.backlog_bytes };
         let (store, interrupted) = RedbStore::open(backend, &options)?;
         let gauge = Arc::new(Gauge::default());
         let unfinished: Vec<Unfinished> = interrupted
@@ -104,16 +101,10 @@ impl Journal {
             .map(|(record, request)| {
                 let instance = record.instance.clone();
                 let tail = Tail::new(instance, record.run, record.last, limits, &gauge);
-                Unfinished {
-                    record,
-                    request,
-                    tail: Arc::new(tail),
-                }
+                Unfinished { record, request, tail: Arc::new(tail) }
             })
             .collect();
-        let live = unfinished
-            .iter()
-            .map(|run| (run.record.run, Arc::clone(&run.tail)));
+        let live = unfinished.iter().map(|run| (run.record.run, Arc::clone(&run.tail)));
         let shared = Arc::new(Shared {
             store: Box::new(store),
             queue: Queue::default(),
@@ -130,10 +121,7 @@ impl Journal {
             move || writer::run(&shared)
         });
         let writer = writer.map_err(|error| StoreError(format!("no thread to write: {error}")))?;
-        let owner = Owner {
-            shared,
-            writer: Mutex::new(Some(writer)),
-        };
+        let owner = Owner { shared, writer: Mutex::new(Some(writer)) };
         Ok((Self(Arc::new(owner)), unfinished))
     }
 

@@ -59,11 +59,7 @@ impl Deref for Page {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, tail: Arc<Tail>, after: Seq) -> Self {
-        Self {
-            shared,
-            tail,
-            cursor: after,
-        }
+        Self { shared, tail, cursor: after }
     }
 
     /// The run that is read.
@@ -89,10 +85,7 @@ impl Reader {
         };
         self.cursor = last.seq;
         let bytes = events.iter().map(|event| event.size()).sum();
-        Step::Events(Page {
-            events,
-            _buffered: self.shared.gauge.buffered(bytes),
-        })
+        Step::Events(Page { events, _buffered: self.shared.gauge.buffered(bytes) })
     }
 
     /// Waits for events, or for the step in place of events.
@@ -183,11 +176,7 @@ fn locate_stored(
     }
     let trimmed_until_ms = shared.store.trimmed_until_ms()?;
     let expired = cursor.is_some_and(|cursor| cursor.run.timestamp_ms() <= trimmed_until_ms);
-    Ok(Located::Not(if expired {
-        NotResumable::Expired
-    } else {
-        NotResumable::Unknown
-    }))
+    Ok(Located::Not(if expired { NotResumable::Expired } else { NotResumable::Unknown }))
 }
 
 /// The client's place in a run of this instance, if the journal has it.

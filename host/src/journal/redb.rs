@@ -100,9 +100,7 @@ impl Backend {
         }
         let file = file.clone();
         let open = move || OpenOptions::new().read(true).write(true).open(&file);
-        Ok(Self(Arc::new(move |builder| {
-            builder.create_with_backend(FileBackend::new(open()?)?)
-        })))
+        Ok(Self(Arc::new(move |builder| builder.create_with_backend(FileBackend::new(open()?)?))))
     }
 }
 
@@ -180,19 +178,13 @@ impl RedbStore {
             backend,
             file: options.file.clone(),
             cache_bytes: options.cache_bytes,
-            retention: Retention {
-                age: options.retain_for,
-                bytes: options.retain_bytes,
-            },
+            retention: Retention { age: options.retain_for, bytes: options.retain_bytes },
             database: RwLock::new(None),
         };
         let database = store.open_database()?;
         store.check_format(&database, true)?;
         let interrupted = interrupt(&database).map_err(failed)?;
-        *store
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(database);
+        *store.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok((store, interrupted))
     }
 
@@ -231,9 +223,8 @@ impl RedbStore {
         body: impl FnOnce(&Database) -> Result<T, Error>,
     ) -> Result<T, StoreError> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = database
-            .as_ref()
-            .ok_or_else(|| StoreError("the data file is not open".into()))?;
+        let database =
+            database.as_ref().ok_or_else(|| StoreError("the data file is not open".into()))?;
         body(database).map_err(failed)
     }
 
@@ -278,19 +269,12 @@ impl Store for RedbStore {
         self.close();
         let database = self.open_database()?;
         self.check_format(&database, false)?;
-        *self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(database);
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(())
     }
 
     fn close(&self) {
-        let database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(database);
     }
 
@@ -346,10 +330,7 @@ impl Store for RedbStore {
             let found = ids.get((agent, name, id))?;
             Ok(found.map(|found| {
                 let (run, seq) = found.value();
-                Cursor {
-                    run: RunId::from_u128(run),
-                    seq: Seq(seq),
-                }
+                Cursor { run: RunId::from_u128(run), seq: Seq(seq) }
             }))
         })
     }
@@ -482,11 +463,9 @@ impl<'t> Tables<'t> {
             let (agent, name) = pair(submitted.lane.instance());
             for write in &submitted.turn.0 {
                 match write {
-                    Write::Start {
-                        tail,
-                        module,
-                        request,
-                    } => self.start(tail, *module, request.as_deref(), now)?,
+                    Write::Start { tail, module, request } => {
+                        self.start(tail, *module, request.as_deref(), now)?
+                    }
                     Write::Event { tail, event } => {
                         if let Some(id) = &event.id {
                             let place = (tail.run().as_u128(), event.seq.0);
@@ -498,10 +477,7 @@ impl<'t> Tables<'t> {
                     Write::State(document) => {
                         self.states.insert((agent, name), &**document)?;
                     }
-                    Write::Storage {
-                        key,
-                        value: Some(value),
-                    } => {
+                    Write::Storage { key, value: Some(value) } => {
                         self.storage.insert((agent, name, &**key), &**value)?;
                     }
                     Write::Storage { key, value: None } => {
@@ -561,8 +537,7 @@ impl<'t> Tables<'t> {
             };
             let (_, before) = extent(&self.events, run, Seq(first.seq.0.saturating_sub(1)))?;
             let segment = encode_segment(events, before);
-            self.events
-                .insert((run.as_u128(), last.seq.0), &*segment)?;
+            self.events.insert((run.as_u128(), last.seq.0), &*segment)?;
             segments += 1;
         }
         Ok(segments)
@@ -594,8 +569,7 @@ impl<'t> Tables<'t> {
     }
 
     fn put(&mut self, record: &RunRecord) -> Result<(), Error> {
-        self.runs
-            .insert(record.run.as_u128(), &*encode_run(record))?;
+        self.runs.insert(record.run.as_u128(), &*encode_run(record))?;
         Ok(())
     }
 
@@ -618,10 +592,7 @@ impl<'t> Tables<'t> {
                 break;
             }
         }
-        Ok(Committed {
-            trimmed_runs,
-            trim_due: budget == 0,
-        })
+        Ok(Committed { trimmed_runs, trim_due: budget == 0 })
     }
 
     /// Takes the oldest ended run out of what clients can see, if it must go.
@@ -638,10 +609,8 @@ impl<'t> Tables<'t> {
         let record = record(&self.runs, run)?.ok_or_else(|| damaged(Damaged))?;
         self.ended.remove(key)?;
         self.runs.remove(run.as_u128())?;
-        self.trimming
-            .insert(run.as_u128(), pair(&record.instance))?;
-        self.meta
-            .insert(META_ENDED_BYTES, ended_bytes.saturating_sub(bytes))?;
+        self.trimming.insert(run.as_u128(), pair(&record.instance))?;
+        self.meta.insert(META_ENDED_BYTES, ended_bytes.saturating_sub(bytes))?;
         let until = number(&self.meta, META_TRIMMED_UNTIL)?.max(run.timestamp_ms());
         self.meta.insert(META_TRIMMED_UNTIL, until)?;
         Ok(true)
@@ -774,10 +743,7 @@ pub(super) mod tests {
             backend: Backend::new(|| Ok(::redb::backends::InMemoryBackend::new())),
             file: PathBuf::new(),
             cache_bytes: 1 << 20,
-            retention: Retention {
-                age: Duration::MAX,
-                bytes: u64::MAX,
-            },
+            retention: Retention { age: Duration::MAX, bytes: u64::MAX },
             database: RwLock::new(None),
         };
         let database = store.open_database().unwrap();
@@ -798,6 +764,7 @@ pub(super) mod tests {
         keys.sort_by_key(|(run, seq)| (*seq, *run));
         let sorted = tables.ended.iter().unwrap();
         let sorted: Vec<_> = sorted.map(|row| row.unwrap().0.value()).collect();
-        assert!(sorted.iter().eq(keys.iter().map(|(run, seq)| (seq, run)).map(|(s, r)| (*s, *r)).collect::<Vec<_>>().iter()));
+        let swapped = sorted.into_iter().map(|(seq, run)| (run, seq));
+        assert!(swapped.eq(keys));
     }
 }

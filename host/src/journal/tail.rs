@@ -102,10 +102,7 @@ impl Tail {
     /// The tail of a run that is over: all of it is in the store.
     pub(super) fn ended(record: RunRecord, limits: Limits, gauge: &Arc<Gauge>) -> Self {
         let tail = Self::new(record.instance, record.run, record.last, limits, gauge);
-        tail.end(Outcome {
-            state: record.state,
-            code: record.code,
-        });
+        tail.end(Outcome { state: record.state, code: record.code });
         tail
     }
 
@@ -151,14 +148,14 @@ impl Tail {
         let size = event.size();
         inner.pending = inner.pending.saturating_sub(size);
         inner.last = event.seq;
-        inner.buffered.grow(size);
-        inner.window.push_back(event);
-        while inner.buffered.bytes() > self.window_limit {
+        while inner.buffered.bytes() + size > self.window_limit {
             let Some(oldest) = inner.window.pop_front() else {
-                break;
+                return;
             };
             inner.buffered.shrink(oldest.size());
         }
+        inner.buffered.grow(size);
+        inner.window.push_back(event);
     }
 
     /// Marks the run as over. Readers are woken by [`Self::wake`].
@@ -248,10 +245,7 @@ impl Gauge {
     }
 
     pub(super) fn buffered(self: &Arc<Self>, bytes: usize) -> Buffered {
-        let mut buffered = Buffered {
-            gauge: Arc::clone(self),
-            bytes: 0,
-        };
+        let mut buffered = Buffered { gauge: Arc::clone(self), bytes: 0 };
         buffered.grow(bytes);
         buffered
     }

@@ -5,7 +5,9 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Backend, Event, Journal, Options, Outcome, RunState, StorageBackend, Tail, Write, lock};
+use super::{
+    Backend, Event, Journal, Options, Outcome, RunState, StorageBackend, Tail, Write, lock,
+};
 use crate::id::{Digest, InstanceKey, Seq};
 
 #[derive(Clone, Debug, Default)]
@@ -17,8 +19,15 @@ struct State {
     /// The bytes as of the last sync that succeeded.
     durable: Vec<u8>,
     log: Option<Vec<Op>>,
-    /// Writes and syncs that still succeed.
-    grace: Option<usize>,
+    faults: Option<Faults>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Faults {
+    /// Changes that still succeed.
+    grace: usize,
+    /// Changes that fail then.
+    times: usize,
 }
 
 /// What changes a disk.
@@ -78,26 +87,24 @@ impl Disk {
         lock(&self.0).log.as_ref().map_or(0, Vec::len)
     }
 
-    /// Lets so many more writes and syncs succeed, and no other.
-    pub(super) fn fail_after(&self, grace: usize) {
-        lock(&self.0).grace = Some(grace);
-    }
-
-    /// Whether an operation has failed since [`Self::fail_after`], or the next one will.
-    pub(super) fn is_failing(&self) -> bool {
-        lock(&self.0).grace == Some(0)
+    /// Lets `grace` more changes succeed, and then `times` fail.
+    pub(super) fn fail(&self, grace: usize, times: usize) {
+        lock(&self.0).faults = Some(Faults { grace, times });
     }
 
     pub(super) fn heal(&self) {
-        lock(&self.0).grace = None;
+        lock(&self.0).faults = None;
     }
 
     fn change(&self, op: Op) -> io::Result<()> {
         let mut state = lock(&self.0);
-        match &mut state.grace {
-            Some(0) => return Err(io::Error::other("the disk is on fire")),
-            Some(grace) => *grace -= 1,
-            None => {}
+        match &mut state.faults {
+            Some(Faults { grace: 0, times: 0 }) | None => {}
+            Some(Faults { grace: 0, times }) => {
+                *times -= 1;
+                return Err(io::Error::other("the disk is on fire"));
+            }
+            Some(Faults { grace, .. }) => *grace -= 1,
         }
         op.apply(&mut state.bytes);
         if matches!(op, Op::Sync) {
@@ -159,11 +166,7 @@ pub(super) fn instance(name: &str) -> InstanceKey {
 }
 
 pub(super) fn start(tail: &Arc<Tail>) -> Write {
-    Write::Start {
-        tail: Arc::clone(tail),
-        module: Digest::of(b"module"),
-        request: None,
-    }
+    Write::Start { tail: Arc::clone(tail), module: Digest::of(b"module"), request: None }
 }
 
 pub(super) fn event(tail: &Arc<Tail>, seq: u64, data: impl Into<String>) -> Write {
@@ -183,15 +186,9 @@ pub(super) fn identified(
 }
 
 pub(super) fn end(tail: &Arc<Tail>) -> Write {
-    Write::End {
-        tail: Arc::clone(tail),
-        outcome: finished(),
-    }
+    Write::End { tail: Arc::clone(tail), outcome: finished() }
 }
 
 pub(super) fn finished() -> Outcome {
-    Outcome {
-        state: RunState::Finished,
-        code: None,
-    }
+    Outcome { state: RunState::Finished, code: None }
 }

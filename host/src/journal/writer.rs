@@ -74,18 +74,12 @@ impl Lane {
         if turn.0.is_empty() {
             return self.latest();
         }
-        Ticket {
-            lane: Arc::clone(self),
-            number: self.shared.queue.push(self, turn),
-        }
+        Ticket { lane: Arc::clone(self), number: self.shared.queue.push(self, turn) }
     }
 
     /// The ticket of all that has been submitted so far.
     pub fn latest(self: &Arc<Self>) -> Ticket {
-        Ticket {
-            lane: Arc::clone(self),
-            number: self.submitted.load(Ordering::Acquire),
-        }
+        Ticket { lane: Arc::clone(self), number: self.submitted.load(Ordering::Acquire) }
     }
 
     fn mark(&self, number: u64) {
@@ -96,9 +90,7 @@ impl Lane {
 
 impl fmt::Debug for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane")
-            .field("instance", &self.instance)
-            .finish_non_exhaustive()
+        f.debug_struct("Lane").field("instance", &self.instance).finish_non_exhaustive()
     }
 }
 
@@ -228,7 +220,7 @@ pub(super) fn run(shared: &Shared) {
         match commit(shared, &batch, now) {
             Ok(committed) => {
                 trim_due = committed.trim_due;
-                publish(shared, &batch, &committed);
+                publish(shared, batch, &committed);
             }
             Err(Unavailable(reason)) => {
                 tracing::error!(reason, "the journal gives up");
@@ -265,17 +257,14 @@ fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Commi
         shared.set_health(Health::Failing(reason));
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(longest);
-        attempt = shared
-            .store
-            .reopen()
-            .and_then(|()| shared.store.commit(batch, now));
+        attempt = shared.store.reopen().and_then(|()| shared.store.commit(batch, now));
     }
 }
 
 /// Shows a durable batch to everyone: tails before lanes, so that who waited for a turn finds it there.
-fn publish(shared: &Shared, batch: &[Submitted], committed: &Committed) {
+fn publish(shared: &Shared, batch: Vec<Submitted>, committed: &Committed) {
     let mut events = 0;
-    for write in writes(batch) {
+    for write in writes(&batch) {
         match write {
             Write::Event { tail, event } => {
                 tail.publish(Arc::clone(event));
@@ -289,23 +278,21 @@ fn publish(shared: &Shared, batch: &[Submitted], committed: &Committed) {
             Write::Start { .. } | Write::State(_) | Write::Storage { .. } => {}
         }
     }
-    shared.counts.commits.fetch_add(1, Ordering::Relaxed);
-    shared
-        .counts
-        .turns
-        .fetch_add(batch.len() as u64, Ordering::Relaxed);
-    shared.counts.events.fetch_add(events, Ordering::Relaxed);
-    shared
-        .counts
-        .trimmed_runs
-        .fetch_add(committed.trimmed_runs, Ordering::Relaxed);
-    for write in writes(batch) {
+    let counts = &shared.counts;
+    let add = |count: &AtomicU64, by| count.fetch_add(by, Ordering::Relaxed);
+    add(&counts.commits, 1);
+    add(&counts.turns, batch.len() as u64);
+    add(&counts.events, events);
+    add(&counts.trimmed_runs, committed.trimmed_runs);
+    for write in writes(&batch) {
         if let Write::Event { tail, .. } | Write::End { tail, .. } = write {
             tail.wake();
         }
     }
-    for submitted in batch {
-        submitted.lane.mark(submitted.number);
+    // The turns go first, so that who is told that one is durable finds its memory released.
+    let marks = batch.into_iter().map(|of| (of.lane, of.number));
+    for (lane, number) in marks.collect::<Vec<_>>() {
+        lane.mark(number);
     }
 }
 

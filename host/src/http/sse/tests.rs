@@ -27,18 +27,25 @@ fn text(bytes: Bytes) -> String {
 type Seen = Vec<(String, String, String)>;
 
 fn chunks(wire: &[u8], size: usize) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> {
-    stream::iter(wire.chunks(size).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect::<Vec<_>>())
+    stream::iter(
+        wire.chunks(size).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect::<Vec<_>>(),
+    )
 }
 
 /// What the parser of the crate `eventsource-stream` makes of it.
 fn parse(wire: &[u8], size: usize) -> Seen {
     let events = chunks(wire, size).eventsource().map(|event| event.unwrap());
-    events.map(|event| (event.id, event.event, event.data)).collect::<Seen>().now_or_never().unwrap()
+    events
+        .map(|event| (event.id, event.event, event.data))
+        .collect::<Seen>()
+        .now_or_never()
+        .unwrap()
 }
 
 /// What the parser of the crate `sse-stream` makes of it.
 fn parse_otherwise(wire: &[u8], size: usize) -> Seen {
-    let events = sse_stream::SseStream::from_bytes_stream(chunks(wire, size)).map(|event| event.unwrap());
+    let events =
+        sse_stream::SseStream::from_bytes_stream(chunks(wire, size)).map(|event| event.unwrap());
     let seen = events.filter_map(async |event| {
         let name = event.event.filter(|name| !name.is_empty());
         Some((event.id.unwrap_or_default(), name.unwrap_or("message".into()), event.data?))
@@ -56,7 +63,10 @@ fn through(data: &str) -> String {
 #[test]
 fn data_with_several_lines_is_one_data_line_each() {
     let wire = text(frame(run(), &event(3, "a\nb\n\nc\n")));
-    assert_eq!(wire, "id: 00000000000000000000000007-3\ndata: a\ndata: b\ndata:\ndata: c\ndata:\n\n");
+    assert_eq!(
+        wire,
+        "id: 00000000000000000000000007-3\ndata: a\ndata: b\ndata:\ndata: c\ndata:\n\n"
+    );
     assert_eq!(through("a\nb\n\nc\n"), "a\nb\n\nc\n");
 }
 
@@ -67,7 +77,11 @@ fn lf_cr_and_crlf_in_data_are_one_break_each() {
     assert_eq!(split("\r\r\n\n"), ["", "", "", ""]);
     assert_eq!(split("a\n\rb"), ["a", "", "b"]);
     assert_eq!(split("a\r"), ["a", ""]);
-    assert_eq!(through("a\rid: 9\r\n\r\nb"), "a\nid: 9\n\nb", "nothing in the data becomes a field");
+    assert_eq!(
+        through("a\rid: 9\r\n\r\nb"),
+        "a\nid: 9\n\nb",
+        "nothing in the data becomes a field"
+    );
 }
 
 #[test]
@@ -95,7 +109,8 @@ fn id_is_on_every_event_and_is_the_agents_own_if_it_has_one() {
     let own = Event::new(Seq(2), Some("progress".into()), Some("order-17".into()), "x".into());
     assert_eq!(text(frame(run(), &own)), "id: order-17\nevent: progress\ndata: x\n\n");
     let page = [Arc::new(event(1, "a")), Arc::new(own), Arc::new(event(3, "b"))];
-    let ids: Vec<_> = parse(&frames(run(), &page), usize::MAX).into_iter().map(|(id, ..)| id).collect();
+    let ids: Vec<_> =
+        parse(&frames(run(), &page), usize::MAX).into_iter().map(|(id, ..)| id).collect();
     let cursor = |seq| Cursor { run: run(), seq: Seq(seq) }.to_string();
     assert_eq!(ids, [cursor(1), "order-17".into(), cursor(3)]);
 }
@@ -152,7 +167,8 @@ fn reset_says_which_id_and_why_and_stands_before_the_first_event() {
 fn headers() {
     let mut headers = HeaderMap::new();
     insert_headers(&mut headers);
-    let mut all: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    let mut all: Vec<_> =
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
     all.sort_unstable();
     assert_eq!(
         all,
@@ -226,14 +242,16 @@ struct TestRun {
 impl TestRun {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options: Options = crate::config::JournalLimits::default().options(dir.path().join("journal"));
+        let options: Options =
+            crate::config::JournalLimits::default().options(dir.path().join("journal"));
         let (journal, _) = Journal::open(options).unwrap();
         let key = InstanceKey::new("agent".parse().unwrap(), "demo").unwrap();
         let tail = journal.tail(&key, run());
         let lane = journal.lane(key);
         let drain = CancellationToken::new();
         let this = Self { journal, lane, tail, drain, next: Seq(1), _dir: dir };
-        let start = Write::Start { tail: this.tail.clone(), module: Digest::of(b""), request: None };
+        let start =
+            Write::Start { tail: this.tail.clone(), module: Digest::of(b""), request: None };
         this.write(vec![start]).await;
         this
     }
@@ -285,7 +303,10 @@ async fn events_then_the_end() {
     run.emit(["a", "b"]).await;
     let mut body = run.body(Some(reset(super::tests::run(), "x", NotResumable::Unknown)));
     let opening = next(&mut body).await.unwrap();
-    assert!(opening.starts_with(":\nretry: 2000\nid: ") && opening.contains("event: reset\n"), "{opening}");
+    assert!(
+        opening.starts_with(":\nretry: 2000\nid: ") && opening.contains("event: reset\n"),
+        "{opening}"
+    );
     let cursor = |seq| Cursor { run: super::tests::run(), seq: Seq(seq) };
     let page = format!("id: {}\ndata: a\n\nid: {}\ndata: b\n\n", cursor(1), cursor(2));
     assert_eq!(next(&mut body).await.unwrap(), page);

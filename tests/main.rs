@@ -1,0 +1,9 @@
+//! The host, tested as its users meet it: the real program, real components, real sockets, a real journal.
+//!
+//! `support` starts hosts and reads streams; every other module is one promise or one part of it.
+
+#![expect(unreachable_pub, reason = "a test binary has no outside")]
+
+mod support;
+
+mod pages;

@@ -1,0 +1,38 @@
+//! The components that the tests serve, built from their sources once per test run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The component of an example or of a guest under `tests/guests`.
+pub fn guest(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let built = BUILT.get_or_init(build);
+    let of_examples = built.join(format!("{name}.wasm"));
+    let of_tests = built.join("examples").join(format!("{name}.wasm"));
+    [of_examples, of_tests]
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("there is no guest {name}"))
+}
+
+/// The directory of this build: `target`, unless it was named otherwise.
+pub(super) fn target() -> PathBuf {
+    // The program under test is `target/debug/bureau`.
+    let program = Path::new(env!("CARGO_BIN_EXE_bureau"));
+    program.ancestors().nth(2).expect("the program has a directory").to_owned()
+}
+
+fn build() -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--release", "--target", "wasm32-wasip2"]);
+    cargo.args(["-p", "api", "-p", "stream", "-p", "resume", "-p", "guests", "--lib", "--examples"]);
+    cargo.arg("--target-dir").arg(target());
+    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host is in a workspace"));
+    let status = cargo.status().expect("cargo runs the tests, so it runs");
+    assert!(
+        status.success(),
+        "the guests do not build; is the target there? rustup target add wasm32-wasip2"
+    );
+    target().join("wasm32-wasip2/release")
+}

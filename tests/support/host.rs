@@ -1,0 +1,231 @@
+//! A host under test: the real program, on ports of its own, in a directory of its own.
+
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use reqwest::{Client, RequestBuilder, Response};
+use tempfile::TempDir;
+
+use super::guests::{guest, target};
+use super::stream::Stream;
+
+/// How to start a host.
+pub struct TestHost {
+    agents: Vec<String>,
+    config: String,
+    directory: TempDir,
+}
+
+/// A host that runs. Dropping it kills it.
+pub struct Started {
+    how: TestHost,
+    child: Child,
+    /// Where it serves agents, `http://127.0.0.1:PORT`.
+    pub url: String,
+    /// Where it serves its operator.
+    pub admin: String,
+    log: Arc<Mutex<Vec<String>>>,
+    client: Client,
+}
+
+impl TestHost {
+    /// A host that serves these guests.
+    pub fn serving(agents: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for a temporary directory");
+        let agents = agents.iter().map(|&agent| agent.to_owned()).collect();
+        Self { agents, config: String::new(), directory }
+    }
+
+    /// Adds to the configuration file.
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config.push_str(toml);
+        self.config.push('\n');
+        self
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// The file of the journal.
+    pub fn journal(&self) -> PathBuf {
+        self.data().join("journal.redb")
+    }
+
+    /// Starts the program and waits until it is ready.
+    pub fn start(self) -> Started {
+        let agents = self.directory.path().join("agents");
+        std::fs::create_dir_all(&agents).unwrap();
+        for agent in &self.agents {
+            std::fs::copy(guest(agent), agents.join(format!("{agent}.wasm"))).unwrap();
+        }
+        self.share_compiled_code();
+        let config = self.directory.path().join("bureau.toml");
+        std::fs::write(&config, &self.config).unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_bureau"));
+        program.arg("serve").arg("--agents").arg(&agents).arg("--data").arg(self.data());
+        program.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).arg("--config").arg(config);
+        program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = program.spawn().expect("the program was built with the tests");
+        let log = gather(child.stderr.take().expect("it was asked for"));
+        let mut ready = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
+        stdout.read_line(&mut ready).unwrap();
+        // bureau: ready on http://127.0.0.1:1 (admin http://127.0.0.1:2), 1 agent
+        let addresses: Vec<_> = ready
+            .split([' ', ')', '(', ','])
+            .filter(|word| word.starts_with("http://"))
+            .map(str::to_owned)
+            .collect();
+        let [url, admin] = addresses.try_into().unwrap_or_else(|_| {
+            let status = child.wait();
+            panic!("the host did not get ready: {status:?} {ready:?}\n{}", log.lock().unwrap().join("\n"))
+        });
+        let client = Client::builder().build().unwrap();
+        Started { how: self, child, url, admin, log, client }
+    }
+
+    /// Compiling the guests anew for each test would take longer than the tests.
+    fn share_compiled_code(&self) {
+        let shared = target().join("test-cache");
+        std::fs::create_dir_all(&shared).unwrap();
+        std::fs::create_dir_all(self.data()).unwrap();
+        let own = self.data().join("cache");
+        if !own.exists() {
+            std::os::unix::fs::symlink(shared, own).unwrap();
+        }
+    }
+}
+
+fn gather(stream: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let gathered = lines.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            gathered.lock().unwrap().push(line);
+        }
+    });
+    lines
+}
+
+impl Started {
+    /// A request to a path below `/agents/`.
+    pub fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.agent_url(path))
+    }
+
+    /// The URL of a path below `/agents/`.
+    pub fn agent_url(&self, path: &str) -> String {
+        format!("{}/agents/{path}", self.url)
+    }
+
+    /// Gets a path below `/agents/`.
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(reqwest::Method::GET, path).send().await.expect("the host answers")
+    }
+
+    /// Gets JSON from a path below `/agents/`.
+    pub async fn json(&self, path: &str) -> serde_json::Value {
+        self.get(path).await.json().await.expect("the agent answers with JSON")
+    }
+
+    /// Posts JSON to a path below `/agents/`.
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> Response {
+        let request = self.request(reqwest::Method::POST, path).json(body);
+        request.send().await.expect("the host answers")
+    }
+
+    /// Opens the event stream at a path below `/agents/`.
+    pub async fn stream(&self, path: &str) -> Stream {
+        Stream::open(self.request(reqwest::Method::GET, path)).await
+    }
+
+    /// Opens the event stream at a path below `/agents/` after the event of this id.
+    pub async fn resume(&self, path: &str, last_event_id: &str) -> Stream {
+        let request = self.request(reqwest::Method::GET, path);
+        Stream::open(request.header("last-event-id", last_event_id)).await
+    }
+
+    /// A request to the admin address.
+    pub async fn admin(&self, method: reqwest::Method, path: &str) -> Response {
+        let url = format!("{}{path}", self.admin);
+        self.client.request(method, url).send().await.expect("the host answers its operator")
+    }
+
+    /// The host's own figures, without their prefix `bureau_`.
+    pub async fn metrics(&self) -> HashMap<String, u64> {
+        let text = self.admin(reqwest::Method::GET, "/metrics").await.text().await.unwrap();
+        let figures = text.lines().filter_map(|line| line.strip_prefix("bureau_")?.split_once(' '));
+        figures.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+    }
+
+    /// The log lines so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until a line of the log satisfies this.
+    pub async fn logged(&self, what: impl Fn(&str) -> bool) -> String {
+        loop {
+            if let Some(line) = self.log().into_iter().find(|line| what(line)) {
+                return line;
+            }
+            // Polling another process's output: there is nothing to be woken by.
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the process at once, as `kill -9` does.
+    pub fn kill(mut self) -> TestHost {
+        self.child.kill().expect("the process is ours");
+        self.child.wait().expect("the process is ours");
+        self.take()
+    }
+
+    /// Asks the process to end, as `kill` does, and waits until it has.
+    pub fn terminate(mut self) -> (ExitStatus, TestHost) {
+        let status = Command::new("kill").arg(self.pid().to_string()).status().unwrap();
+        assert!(status.success());
+        let status = self.child.wait().unwrap();
+        (status, self.take())
+    }
+
+    /// Waits until the process ends of itself.
+    pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
+        (self.child.wait().unwrap(), self.log())
+    }
+
+    /// How the host was started, to start it again on the same data.
+    fn take(&mut self) -> TestHost {
+        let nothing = TestHost {
+            agents: Vec::new(),
+            config: String::new(),
+            directory: TempDir::with_prefix("left").unwrap(),
+        };
+        std::mem::replace(&mut self.how, nothing)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // A process that has ended already cannot be killed, which is as well.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The directory of a host that was killed can be looked into.
+impl AsRef<Path> for TestHost {
+    fn as_ref(&self) -> &Path {
+        self.directory.path()
+    }
+}
