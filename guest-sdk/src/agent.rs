@@ -130,7 +130,7 @@ macro_rules! export {
 
             impl resumption::Guest for Component {
                 async fn on_resume(
-                    run: &resumption::Run,
+                    run: resumption::Run,
                     request: resumption::Request,
                     last_seq: u64,
                 ) -> ::core::result::Result<resumption::Reply, resumption::AgentError> {
@@ -162,7 +162,7 @@ macro_rules! __export {
 
             impl handler::Guest for Component {
                 async fn on_request(
-                    run: &handler::Run,
+                    run: handler::Run,
                     request: handler::Request,
                 ) -> ::core::result::Result<handler::Reply, handler::AgentError> {
                     let agent = AGENT.with(|agent| *agent);
@@ -197,22 +197,22 @@ impl<A: Resume> Resumability<A> {
 #[doc(hidden)]
 pub async fn on_request<A: Agent>(
     agent: &A,
-    run: &runs::Run,
+    run: runs::Run,
     request: raw::Request,
 ) -> Result<raw::Reply, raw::AgentError> {
     let request = Request::try_from(request)?;
-    let reply = agent.on_request(Run::new(run), request).await?;
+    let reply = agent.on_request(&Run::new(run), request).await?;
     Ok(reply.into())
 }
 
 #[doc(hidden)]
 pub async fn on_resume<A: Resume>(
     agent: &A,
-    run: &runs::Run,
+    run: runs::Run,
     request: raw::Request,
     last_seq: u64,
 ) -> Result<raw::Reply, raw::AgentError> {
     let request = Request::try_from(request)?;
-    let reply = agent.on_resume(Run::new(run), request, last_seq).await?;
+    let reply = agent.on_resume(&Run::new(run), request, last_seq).await?;
     Ok(reply.into())
 }

@@ -26,13 +26,11 @@ use crate::storage::{Storage, StoreError};
 /// # }
 /// ```
 #[derive(Debug)]
-#[repr(transparent)]
 pub struct Run(runs::Run);
 
 impl Run {
-    pub(crate) fn new(run: &runs::Run) -> &Self {
-        // SAFETY: the representation is that of the only field, so a reference to one is a reference to the other.
-        unsafe { &*std::ptr::from_ref(run).cast() }
+    pub(crate) fn new(run: runs::Run) -> Self {
+        Self(run)
     }
 
     /// The run's id, a ULID.

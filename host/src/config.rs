@@ -97,9 +97,7 @@ pub struct Cors {
 impl Cors {
     /// Whether pages of this origin may call.
     pub fn allows(&self, origin: &str) -> bool {
-        self.origins
-            .iter()
-            .any(|allowed| allowed == "*" || allowed == origin)
+        self.origins.iter().any(|allowed| allowed == "*" || allowed == origin)
     }
 }
 
@@ -239,16 +237,10 @@ pub struct Overrides {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration file {}: {error}", file.display())]
-    Read {
-        file: PathBuf,
-        error: std::io::Error,
-    },
+    Read { file: PathBuf, error: std::io::Error },
     /// The parser's message names line, column and key.
     #[error("{}: {error}", file.display())]
-    Parse {
-        file: PathBuf,
-        error: toml::de::Error,
-    },
+    Parse { file: PathBuf, error: toml::de::Error },
     #[error("{key}: {reason}")]
     Invalid { key: String, reason: String },
 }
@@ -257,10 +249,8 @@ impl Config {
     /// Reads the file, if there is one, puts the command line over it and checks the whole.
     pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
         let text = match file {
-            Some(file) => std::fs::read_to_string(file).map_err(|error| ConfigError::Read {
-                file: file.into(),
-                error,
-            })?,
+            Some(file) => std::fs::read_to_string(file)
+                .map_err(|error| ConfigError::Read { file: file.into(), error })?,
             None => String::new(),
         };
         let raw = toml::from_str(&text).map_err(|error| {
@@ -274,20 +264,14 @@ impl Config {
 
     fn merge(raw: RawConfig, overrides: Overrides) -> Result<Self, ConfigError> {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let agents = raw
-            .agents
-            .into_iter()
-            .map(|(name, agent)| match name.parse() {
-                Ok(name) => Ok((name, agent)),
-                Err(error) => Err(invalid(format!("agents.{name}"), error)),
-            });
+        let agents = raw.agents.into_iter().map(|(name, agent)| match name.parse() {
+            Ok(name) => Ok((name, agent)),
+            Err(error) => Err(invalid(format!("agents.{name}"), error)),
+        });
         Ok(Self {
             listen: overrides.listen.or(raw.listen).unwrap_or(local(8787)),
             admin: overrides.admin.or(raw.admin).unwrap_or(local(8788)),
-            data: overrides
-                .data
-                .or(raw.data)
-                .unwrap_or_else(|| ".bureau".into()),
+            data: overrides.data.or(raw.data).unwrap_or_else(|| ".bureau".into()),
             agents_dir: overrides.agents_dir.or(raw.agents_dir),
             http: raw.http,
             cors: raw.cors,
@@ -300,19 +284,11 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let Self {
-            http,
-            instances,
-            journal,
-            ..
-        } = self;
+        let Self { http, instances, journal, .. } = self;
         let numbers = [
             ("http.request_body_bytes", http.request_body_bytes),
             ("http.connections", http.connections),
-            (
-                "http.streams_per_connection",
-                http.streams_per_connection as usize,
-            ),
+            ("http.streams_per_connection", http.streams_per_connection as usize),
             ("instances.live", instances.live),
             ("instances.mailbox", instances.mailbox),
             ("instances.runs", instances.runs),
@@ -340,10 +316,7 @@ impl Config {
             ("journal.patience", journal.patience),
         ];
         // The unit of `retry:` and of the limits' timers is the millisecond.
-        if let Some((key, _)) = durations
-            .into_iter()
-            .find(|&(_, value)| value.as_millis() == 0)
-        {
+        if let Some((key, _)) = durations.into_iter().find(|&(_, value)| value.as_millis() == 0) {
             return Err(invalid(key, "must be at least 1ms"));
         }
         // What is written at once has to fit what bounds it, or it could never be written.
@@ -373,9 +346,8 @@ impl Config {
                 instances.turn_bytes,
             ),
         ];
-        if let Some((key, _, bound, value)) = bounded
-            .into_iter()
-            .find(|&(_, value, _, bound)| value > bound)
+        if let Some((key, _, bound, value)) =
+            bounded.into_iter().find(|&(_, value, _, bound)| value > bound)
         {
             return Err(invalid(
                 key,
@@ -383,10 +355,7 @@ impl Config {
             ));
         }
         if !(8 * KIB..=GIB as usize).contains(&http.header_bytes) {
-            return Err(invalid(
-                "http.header_bytes",
-                "must be at least 8 KiB and at most 1 GiB",
-            ));
+            return Err(invalid("http.header_bytes", "must be at least 8 KiB and at most 1 GiB"));
         }
         if http.connections > tokio::sync::Semaphore::MAX_PERMITS {
             return Err(invalid("http.connections", "is out of range"));
@@ -409,16 +378,11 @@ fn is_origin(text: &str) -> bool {
                 .all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase() && byte != b'/')
     };
     text == "*"
-        || text
-            .split_once("://")
-            .is_some_and(|(scheme, host)| is_host(scheme) && is_host(host))
+        || text.split_once("://").is_some_and(|(scheme, host)| is_host(scheme) && is_host(host))
 }
 
 fn invalid(key: impl Into<String>, reason: impl ToString) -> ConfigError {
-    ConfigError::Invalid {
-        key: key.into(),
-        reason: reason.to_string(),
-    }
+    ConfigError::Invalid { key: key.into(), reason: reason.to_string() }
 }
 
 /// The file as it is written.
@@ -452,9 +416,7 @@ mod de {
     pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
         humantime::parse_duration(&text).map_err(|error| {
-            D::Error::custom(format!(
-                "{text:?} is not a duration such as \"15s\": {error}"
-            ))
+            D::Error::custom(format!("{text:?} is not a duration such as \"15s\": {error}"))
         })
     }
 
@@ -466,10 +428,7 @@ mod de {
 
     pub(super) fn size<'de, D: Deserializer<'de>, N: TryFrom<u64>>(from: D) -> Result<N, D::Error> {
         #[derive(serde::Deserialize)]
-        #[serde(
-            untagged,
-            expecting = "expected a size: whole bytes, or text such as \"64 KiB\""
-        )]
+        #[serde(untagged, expecting = "expected a size: whole bytes, or text such as \"64 KiB\"")]
         enum Size {
             Bytes(u64),
             Text(String),
@@ -478,11 +437,9 @@ mod de {
             Size::Bytes(bytes) => Some(bytes),
             Size::Text(text) => parse_size(&text),
         };
-        bytes
-            .and_then(|bytes| N::try_from(bytes).ok())
-            .ok_or_else(|| {
-                D::Error::custom("expected a size: whole bytes, or text such as \"64 KiB\"")
-            })
+        bytes.and_then(|bytes| N::try_from(bytes).ok()).ok_or_else(|| {
+            D::Error::custom("expected a size: whole bytes, or text such as \"64 KiB\"")
+        })
     }
 
     pub(super) fn parse_size(text: &str) -> Option<u64> {
@@ -500,175 +457,4 @@ mod de {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Loads a file of this text.
-    fn load(text: &str) -> Result<Config, ConfigError> {
-        let file = tempfile::Builder::new()
-            .prefix("bureau")
-            .suffix(".toml")
-            .tempfile()
-            .unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        Config::load(Some(file.path()), Overrides::default())
-    }
-
-    #[test]
-    fn defaults_are_valid() {
-        let config = Config::load(None, Overrides::default()).unwrap();
-        assert_eq!(config.listen.to_string(), "127.0.0.1:8787");
-        assert_eq!(config.admin.to_string(), "127.0.0.1:8788");
-        assert_eq!(config.data, Path::new(".bureau"));
-        assert_eq!(config, load("").unwrap());
-    }
-
-    #[test]
-    fn a_file_sets_what_it_names_and_leaves_the_rest() {
-        let config = load(
-            r#"
-            listen = "[::1]:80"
-            data = "/var/lib/bureau"
-            grace = "1m 30s"
-            resumptions_at_once = 4
-            [http]
-            heartbeat = "500ms"
-            request_body_bytes = 4096
-            [cors]
-            origins = ["https://example.org", "http://localhost:3000"]
-            [instances]
-            event_bytes = "64 KiB"
-            [journal]
-            retain_for = "7days"
-            retain_bytes = "100GiB"
-            [agents.chat.config]
-            model = "small"
-            "#,
-        )
-        .unwrap();
-        assert_eq!(config.listen.to_string(), "[::1]:80");
-        assert_eq!(config.data, Path::new("/var/lib/bureau"));
-        assert_eq!(config.grace, Duration::from_secs(90));
-        assert_eq!(config.resumptions_at_once, 4);
-        assert_eq!(config.http.heartbeat, Duration::from_millis(500));
-        assert_eq!(config.http.request_body_bytes, 4096);
-        assert_eq!(config.http.retry, HttpLimits::default().retry);
-        assert_eq!(config.instances.event_bytes, 64 * KIB);
-        assert_eq!(config.journal.retain_bytes, 100 * GIB);
-        assert_eq!(
-            config.agents[&"chat".parse().unwrap()].config["model"],
-            "small"
-        );
-        assert!(config.cors.allows("https://example.org"));
-        assert!(!config.cors.allows("https://example.com"));
-    }
-
-    #[test]
-    fn the_command_line_goes_over_the_file() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "listen = '127.0.0.1:1'\nadmin = '127.0.0.1:2'").unwrap();
-        let overrides = Overrides {
-            listen: Some(([0; 4], 3).into()),
-            ..Overrides::default()
-        };
-        let config = Config::load(Some(file.path()), overrides).unwrap();
-        assert_eq!((config.listen.port(), config.admin.port()), (3, 2));
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_named_with_file_line_column_and_key() {
-        let cases = [
-            (
-                "[http]\nheartbeats = '1s'",
-                "line 2, column 1",
-                "heartbeats",
-            ),
-            ("[htpp]", "line 1, column 2", "htpp"),
-            ("[http]\nheartbeat = 15", "line 2, column 13", "heartbeat"),
-            ("[http]\n\nheartbeat = 'soon'", "line 3, column 13", "soon"),
-            (
-                "[journal]\ncache_bytes = '3 MB'",
-                "line 2, column 15",
-                "64 KiB",
-            ),
-            ("[journal]\ncache_bytes = -1", "line 2, column 15", "64 KiB"),
-            ("[instances]\nlive = 1.5", "line 2, column 8", "live"),
-            ("[agents.chat]\nenv = {}", "line 2, column 1", "env"),
-            ("listen = 'here'", "line 1, column 10", "listen"),
-            ("grace = ", "line 1, column 9", "grace"),
-        ];
-        for (text, place, key) in cases {
-            let error = load(text).unwrap_err().to_string();
-            assert!(
-                error.contains("bureau") && error.contains(".toml: "),
-                "{error}"
-            );
-            assert!(
-                error.contains(place) && error.contains(key),
-                "{text:?} gives: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_not_there_is_named() {
-        let error = Config::load(
-            Some(Path::new("/nowhere/bureau.toml")),
-            Overrides::default(),
-        )
-        .unwrap_err();
-        assert!(
-            error.to_string().contains("/nowhere/bureau.toml"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused_by_its_key() {
-        let cases = [
-            ("[instances]\nruns = 0", "instances.runs"),
-            ("[http]\nheartbeat = '0s'", "http.heartbeat"),
-            ("[http]\nretry = '999us'", "http.retry"),
-            ("[http]\nheader_bytes = 8191", "http.header_bytes"),
-            (
-                "[http]\nconnections = 9223372036854775807",
-                "http.connections",
-            ),
-            (
-                "[instances]\nevent_bytes = '5 MiB'",
-                "journal.backlog_bytes",
-            ),
-            ("[instances]\nstate_bytes = '9 MiB'", "instances.turn_bytes"),
-            ("[instances]\nvalue_bytes = '9 MiB'", "instances.turn_bytes"),
-            ("[cors]\norigins = ['https://example.org/']", "cors.origins"),
-            ("[cors]\norigins = ['Example.org']", "cors.origins"),
-            ("[agents.Chat]", "agents.Chat"),
-        ];
-        for (text, key) in cases {
-            let error = load(text).unwrap_err();
-            assert!(
-                matches!(error, ConfigError::Invalid { .. }),
-                "{text:?} gives: {error}"
-            );
-            assert!(error.to_string().contains(key), "{text:?} gives: {error}");
-        }
-    }
-
-    #[test]
-    fn sizes() {
-        let cases = [
-            ("0B", Some(0)),
-            ("64 KiB", Some(65_536)),
-            ("2MiB", Some(2 << 20)),
-            ("1  GiB", Some(1 << 30)),
-            ("64", None),
-            ("KiB", None),
-            ("1.5 MiB", None),
-            ("-1 B", None),
-            ("17179869184 GiB", None),
-        ];
-        for (text, bytes) in cases {
-            assert_eq!(de::parse_size(text), bytes, "{text}");
-        }
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static("bureau-run, bureau-module
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 
 /// Answers a preflight of an allowed origin. Any other request is not one for here.
-pub fn preflight<B>(cors: &Cors, request: &Request<B>) -> Option<Response<Body>> {
+pub(super) fn preflight<B>(cors: &Cors, request: &Request<B>) -> Option<Response<Body>> {
     let headers = request.headers();
     let method = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let origin = headers.get(header::ORIGIN).filter(|origin| allows(cors, origin))?;
@@ -38,7 +38,7 @@ pub fn preflight<B>(cors: &Cors, request: &Request<B>) -> Option<Response<Body>>
 }
 
 /// Lets a page of an allowed origin read the response.
-pub fn allow(cors: &Cors, origin: Option<HeaderValue>, answer: &mut HeaderMap) {
+pub(super) fn allow(cors: &Cors, origin: Option<HeaderValue>, answer: &mut HeaderMap) {
     if cors.origins.is_empty() {
         return;
     }

@@ -24,13 +24,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Sleep, sleep};
-use tokio_util::task::TaskTracker;
 
 use super::accept::Accept;
 use super::problem::Problem;
@@ -50,11 +49,7 @@ const STREAM_BUFFER: usize = 64 << 10;
 
 /// A listener on `address`; port 0 picks one.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A host that restarts takes its port again at once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -68,7 +63,7 @@ where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let server = Arc::new(protocol(limits, shutdown.tasks.clone()));
+    let server = Arc::new(protocol(limits));
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = async {
@@ -90,13 +85,8 @@ where
                 }
             }
         };
-        let connection = connection(
-            server.clone(),
-            stream,
-            service.clone(),
-            limits.clone(),
-            shutdown.clone(),
-        );
+        let connection =
+            connection(server.clone(), stream, service.clone(), limits.clone(), shutdown.clone());
         shutdown.tasks.spawn(async move {
             connection.await;
             drop(permit);
@@ -104,8 +94,8 @@ where
     }
 }
 
-fn protocol(limits: &HttpLimits, tasks: TaskTracker) -> auto::Builder<Tracked> {
-    let mut server = auto::Builder::new(Tracked(tasks));
+fn protocol(limits: &HttpLimits) -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
     server
         .http1()
         .timer(TokioTimer::new())
@@ -123,7 +113,7 @@ fn protocol(limits: &HttpLimits, tasks: TaskTracker) -> auto::Builder<Tracked> {
 }
 
 async fn connection<S, F>(
-    server: Arc<auto::Builder<Tracked>>,
+    server: Arc<auto::Builder<TokioExecutor>>,
     stream: TcpStream,
     service: S,
     limits: HttpLimits,
@@ -166,19 +156,6 @@ async fn connection<S, F>(
     }
 }
 
-/// Runs the tasks of HTTP/2 streams where the shutdown waits for them.
-#[derive(Clone)]
-struct Tracked(TaskTracker);
-
-impl<F> hyper::rt::Executor<F> for Tracked
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        self.0.spawn(task);
-    }
-}
-
 /// What an HTTP/2 connection with prior knowledge starts with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -196,12 +173,7 @@ struct Guarded<T> {
 impl<T> Guarded<T> {
     fn new(io: T, limits: &HttpLimits) -> Self {
         let opening = Some((0, Box::pin(sleep(limits.header_timeout))));
-        Self {
-            io,
-            opening,
-            stall: limits.write_stall,
-            stalled: None,
-        }
+        Self { io, opening, stall: limits.write_stall, stalled: None }
     }
 
     /// Lets `written` through if it is ready or its deadline is still to come.
@@ -216,10 +188,7 @@ impl<T> Guarded<T> {
         }
         let stall = self.stall;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall)));
-        stalled
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(timed_out("the client does not read")))
+        stalled.as_mut().poll(cx).map(|()| Err(timed_out("the client does not read")))
     }
 }
 
@@ -239,10 +208,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
             return read;
         };
         if read.is_pending() {
-            return deadline
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(timed_out("the client says nothing")));
+            return deadline.as_mut().poll(cx).map(|()| Err(timed_out("the client says nothing")));
         }
         let new = &buf.filled()[start..];
         *matched += new.len();

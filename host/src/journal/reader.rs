@@ -22,6 +22,7 @@ use std::sync::Arc;
 use super::handle::Shared;
 use super::tail::{Buffered, Following, Place};
 use super::{Event, Health, Located, NotResumable, Outcome, RunRecord, StoreError, Tail};
+use crate::event;
 use crate::id::{Cursor, InstanceKey, Seq};
 
 /// Reads a run from a cursor on.
@@ -129,27 +130,28 @@ impl fmt::Debug for Reader {
     }
 }
 
-/// The longest id that an agent may give an event, in bytes.
-const MAX_ID_LEN: usize = 128;
-
 /// Finds where the client stands that has seen the event `id` of this instance last.
 pub(super) async fn locate(
     shared: &Arc<Shared>,
     instance: &InstanceKey,
     id: &str,
 ) -> Result<Located, StoreError> {
-    if let Ok(cursor) = id.parse()
+    let cursor = id.parse().ok();
+    if let Some(cursor) = cursor
         && let Some(located) = locate_live(shared, instance, cursor)
     {
         return Ok(located);
     }
-    // A cursor passes this check too. What does not can be the id of no event.
-    let possible = (1..=MAX_ID_LEN).contains(&id.len()) && !id.contains(['\r', '\n', '\0']);
-    if !possible {
+    // What no agent may give an event, such as half a megabyte, need not be looked for.
+    if cursor.is_none() && event::check(None, Some(id)).is_err() {
         return Ok(Located::Not(NotResumable::Unknown));
     }
     let (shared, instance, id) = (Arc::clone(shared), instance.clone(), id.to_owned());
-    blocking(move || locate_stored(&shared, &instance, &id)).await
+    blocking(move || match cursor {
+        Some(cursor) => locate_cursor(&shared, &instance, cursor),
+        None => locate_id(&shared, &instance, &id),
+    })
+    .await
 }
 
 /// The client's place in a run that goes on, if this is one, of this instance.
@@ -158,25 +160,30 @@ fn locate_live(shared: &Arc<Shared>, instance: &InstanceKey, cursor: Cursor) -> 
     (tail.instance() == instance).then(|| place(shared, tail, cursor.seq))
 }
 
-fn locate_stored(
+fn locate_cursor(
+    shared: &Arc<Shared>,
+    instance: &InstanceKey,
+    cursor: Cursor,
+) -> Result<Located, StoreError> {
+    if let Some(located) = locate_run(shared, instance, cursor)? {
+        return Ok(located);
+    }
+    // A run of another instance gets the answer that a run would get that never was.
+    let expired = cursor.run.timestamp_ms() <= shared.store.trimmed_until_ms()?;
+    Ok(Located::Not(if expired { NotResumable::Expired } else { NotResumable::Unknown }))
+}
+
+fn locate_id(
     shared: &Arc<Shared>,
     instance: &InstanceKey,
     id: &str,
 ) -> Result<Located, StoreError> {
-    let cursor: Option<Cursor> = id.parse().ok();
-    if let Some(cursor) = cursor
-        && let Some(located) = locate_run(shared, instance, cursor)?
-    {
-        return Ok(located);
-    }
-    // What an agent chose as an id may look like a cursor, so the index is asked in either case.
-    if let Some(found) = shared.store.find_id(instance, id)? {
-        let located = locate_run(shared, instance, found)?;
-        return Ok(located.unwrap_or(Located::Not(NotResumable::Expired)));
-    }
-    let trimmed_until_ms = shared.store.trimmed_until_ms()?;
-    let expired = cursor.is_some_and(|cursor| cursor.run.timestamp_ms() <= trimmed_until_ms);
-    Ok(Located::Not(if expired { NotResumable::Expired } else { NotResumable::Unknown }))
+    let Some(cursor) = shared.store.find_id(instance, id)? else {
+        return Ok(Located::Not(NotResumable::Unknown));
+    };
+    // Retention deletes a run before its ids.
+    let located = locate_run(shared, instance, cursor)?;
+    Ok(located.unwrap_or(Located::Not(NotResumable::Expired)))
 }
 
 /// The client's place in a run of this instance, if the journal has it.

@@ -224,7 +224,7 @@ pub(super) fn run(shared: &Shared) {
             }
             Err(Unavailable(reason)) => {
                 tracing::error!(reason, "the journal gives up");
-                departure.die(format!("the journal gave up: {reason}"));
+                departure.die(reason);
                 return;
             }
         }
@@ -315,9 +315,9 @@ impl Drop for Departure<'_> {
         lock(&self.0.queue.inner).turns.clear();
         self.0.store.close();
         if thread::panicking() {
-            self.die("the journal's writer panicked".into());
+            self.die("its writer panicked".into());
         } else if !matches!(*self.0.health.borrow(), Health::Dead(_)) {
-            self.die("the journal is closed".into());
+            self.die("it is closed".into());
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::wasm::session::{EmitRefused, Session};
 pub type Variables = Arc<BTreeMap<String, String>>;
 
 /// The data of one store.
-pub struct Context {
+pub(super) struct Context {
     session: Arc<Session>,
     variables: Variables,
     wasi: WasiCtx,
@@ -40,7 +40,7 @@ pub struct Context {
 
 /// A guest used up what it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum LimitReached {
+pub(super) enum LimitReached {
     /// Time without return to the host, in milliseconds.
     #[error("the guest computed for {0} ms without returning to the host")]
     Cpu(u64),
@@ -71,7 +71,7 @@ impl Context {
     }
 
     /// Whether the guest asked for more memory than it may have.
-    pub fn memory_limit_reached(&self) -> bool {
+    pub(super) fn memory_limit_reached(&self) -> bool {
         self.memory.reached
     }
 

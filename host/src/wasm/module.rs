@@ -22,7 +22,7 @@ use crate::wasm::context::Context;
 use crate::wasm::engine::Engine;
 
 /// The largest module.
-pub const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 256 << 20;
 
 /// A module that fits the interface.
 pub struct Module {

@@ -87,7 +87,7 @@ pub(super) enum EmitRefused {
 /// The turn has outgrown its limit, in bytes.
 #[derive(Debug, thiserror::Error)]
 #[error("the turn is larger than {0} bytes; await between writes")]
-pub struct TurnTooLarge(pub usize);
+pub(super) struct TurnTooLarge(pub(super) usize);
 
 impl Session {
     /// A session for a store of this instance.
@@ -394,7 +394,7 @@ impl Making {
 
 pin_project! {
     /// Drives a store's future and ends its turns.
-    pub struct Turns<F> {
+    pub(super) struct Turns<F> {
         #[pin]
         driver: F,
         session: Arc<Session>,
@@ -403,7 +403,7 @@ pin_project! {
 
 impl<F> Turns<F> {
     /// Ends the turns of `driver`, the future of this session's store.
-    pub fn new(driver: F, session: Arc<Session>) -> Self {
+    pub(super) fn new(driver: F, session: Arc<Session>) -> Self {
         Self { driver, session }
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
-use wasmtime::component::{Accessor, AccessorTask, Resource, StreamReader};
+use wasmtime::component::{Accessor, AccessorTask, StreamReader};
 use wasmtime::{Store, Trap};
 
 use crate::fault::{Fault, Limit};
@@ -175,18 +175,16 @@ impl AccessorTask<Context> for Task {
     async fn run(self, accessor: &Accessor<Context>) -> wasmtime::Result<()> {
         let Self { call: Call { run, request, entry }, guest, session } = self;
         let handle = accessor.with(|mut access| access.get().table.push(run.clone()))?;
-        let borrowed = Resource::new_borrow(handle.rep());
         let request = to_guest(request);
         let returned = match (entry, &guest.resumption) {
             (Entry::Resume(Seq(last)), Some(resumption)) => {
-                resumption.call_on_resume(accessor, borrowed, request, last).await?
+                resumption.call_on_resume(accessor, handle, request, last).await?
             }
             (Entry::Resume(_), None) => Err(AgentError::Other("the module does not resume".into())),
             (Entry::Request, _) => {
-                guest.handler.call_on_request(accessor, borrowed, request).await?
+                guest.handler.call_on_request(accessor, handle, request).await?
             }
         };
-        accessor.with(|mut access| access.get().table.delete(handle))?;
         let answer = match returned {
             Ok(Reply::Response(response)) => {
                 let head = Head { status: response.status, headers: from_guest(response.headers) };

@@ -24,7 +24,7 @@ struct Head {
 }
 
 impl Guest for Rogue {
-    async fn on_request(_: &Run, request: Request) -> Result<Reply, AgentError> {
+    async fn on_request(_: Run, request: Request) -> Result<Reply, AgentError> {
         let bad_request = |fault: &dyn std::error::Error| AgentError::BadRequest(fault.to_string());
         match request.path.as_str() {
             "/reply" => {

@@ -14,7 +14,6 @@ Then put `python.wasm` among the agents that a host serves, and see:
 import json
 from urllib.parse import parse_qs, urlsplit
 
-import componentize_py_runtime
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.imports import monotonic_clock, state
@@ -34,21 +33,14 @@ from wit_world.imports.runs import Run
 
 MILLISECOND = 1_000_000
 
-# A call must give back what it was lent, here the run, before it returns. componentize-py 0.25.1 does so only
-# after, which traps; so `with` gives the run back, and this keeps componentize-py from doing it again.
-_task_return = componentize_py_runtime.call_task_return
-componentize_py_runtime.call_task_return = lambda export, lent, result: _task_return(export, 0, result)
-
-
 class Handler(exports.Handler):
     async def on_request(self, run: Run, request: Request) -> Reply:
-        with run:
-            target = urlsplit(request.path)
-            if target.path == "/status":
-                return status()
-            if target.path == "/stream":
-                return await stream(run, parse_qs(target.query))
-            return respond(404, "text/plain", "Not found")
+        target = urlsplit(request.path)
+        if target.path == "/status":
+            return status()
+        if target.path == "/stream":
+            return await stream(run, parse_qs(target.query))
+        return respond(404, "text/plain", "Not found")
 
 
 def status() -> Reply:
