@@ -125,7 +125,7 @@ impl Workspace {
     /// Builds everything and deploys it.
     pub async fn build_and_deploy(&self, host: &Host) -> anyhow::Result<()> {
         for (root, packages) in &self.packages {
-            ensure_target(root).await?;
+            tokio::task::block_in_place(|| ensure_target(root))?;
             for component in build(root, packages).await? {
                 deploy_file(host, &component).await?;
             }
@@ -204,20 +204,20 @@ fn is_source(path: &Path) -> bool {
     sources.contains(&&*extension) && !path.ancestors().any(is_hidden_or_output)
 }
 
-async fn ensure_target(root: &Path) -> anyhow::Result<()> {
-    let output = Command::new("rustc")
+/// Installs the target that agents are built for, if the toolchain of this directory has not got it.
+pub fn ensure_target(root: &Path) -> anyhow::Result<()> {
+    let output = std::process::Command::new("rustc")
         .args(["--print", "target-libdir", "--target", TARGET])
         .current_dir(root)
         .output()
-        .await
         .context("cannot run rustc, which builds the agents: is Rust installed?")?;
     let libraries = String::from_utf8_lossy(&output.stdout);
     if output.status.success() && Path::new(libraries.trim()).is_dir() {
         return Ok(());
     }
     eprintln!("bureau: installing the target {TARGET} with rustup");
-    let installed =
-        Command::new("rustup").args(["target", "add", TARGET]).current_dir(root).status().await;
+    let mut rustup = std::process::Command::new("rustup");
+    let installed = rustup.args(["target", "add", TARGET]).current_dir(root).status();
     match installed {
         Ok(status) if status.success() => Ok(()),
         _ => anyhow::bail!(

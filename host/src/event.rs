@@ -64,26 +64,14 @@ mod tests {
         for id in ["0", "order-17", "a:b,c;d=\"e\"", &longest] {
             assert_eq!(check(None, Some(id)), Ok(()), "{id:?}");
         }
-        for id in [
-            "",
-            " a",
-            "a b",
-            "a\t",
-            "é",
-            "a\u{7f}",
-            &"x".repeat(MAX_ID_LEN + 1),
-        ] {
+        for id in ["", " a", "a b", "a\t", "é", "a\u{7f}", &"x".repeat(MAX_ID_LEN + 1)] {
             assert_eq!(check(None, Some(id)), Err(InvalidEvent::Id), "{id:?}");
         }
     }
 
     #[test]
     fn an_id_cannot_pass_for_a_cursor() {
-        let cursor = Cursor {
-            run: RunId::from_u128(7),
-            seq: Seq(3),
-        }
-        .to_string();
+        let cursor = Cursor { run: RunId::from_u128(7), seq: Seq(3) }.to_string();
         assert_eq!(check(None, Some(&cursor)), Err(InvalidEvent::CursorId));
         assert_eq!(check(None, Some(&format!("{cursor}-x"))), Ok(()));
     }

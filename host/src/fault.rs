@@ -120,11 +120,7 @@ impl Fault {
                 format!("the host keeps no more than {limit} instances live, and all are in use")
                     .into(),
             ),
-            Self::Draining => host(
-                "draining",
-                "Shutting down",
-                "the host is shutting down".into(),
-            ),
+            Self::Draining => host("draining", "Shutting down", "the host is shutting down".into()),
             Self::JournalUnavailable => host(
                 "journal-unavailable",
                 "Journal unavailable",
@@ -139,11 +135,9 @@ impl Fault {
             Self::BadRequest(message) => {
                 agent("bad-request", "Bad request", message.clone().into())
             }
-            Self::AgentFailed => agent(
-                "agent-failed",
-                "Agent failed",
-                "the agent returned an error".into(),
-            ),
+            Self::AgentFailed => {
+                agent("agent-failed", "Agent failed", "the agent returned an error".into())
+            }
             Self::AgentTrapped => {
                 agent("agent-trapped", "Agent trapped", "the agent crashed".into())
             }
@@ -172,10 +166,7 @@ impl Limit {
             Self::Cpu(limit) => (
                 "cpu-limit",
                 "CPU limit",
-                format!(
-                    "the agent ran for {} ms without returning to the host",
-                    limit.as_millis()
-                ),
+                format!("the agent ran for {} ms without returning to the host", limit.as_millis()),
             ),
             Self::Memory(limit) => (
                 "memory-limit",
@@ -188,12 +179,7 @@ impl Limit {
                 format!("the agent wrote more than {limit} bytes without waiting for anything"),
             ),
         };
-        Facts {
-            code,
-            title,
-            detail: detail.into(),
-            source: Source::Agent,
-        }
+        Facts { code, title, detail: detail.into(), source: Source::Agent }
     }
 }
 
@@ -210,20 +196,9 @@ impl Facts {
             code: &'a str,
             source: Source,
         }
-        let Self {
-            code,
-            title,
-            detail,
-            source,
-        } = self;
-        let document = Document {
-            r#type: "about:blank",
-            title,
-            status,
-            detail,
-            code,
-            source: *source,
-        };
+        let Self { code, title, detail, source } = self;
+        let document =
+            Document { r#type: "about:blank", title, status, detail, code, source: *source };
         serde_json::to_string(&document).expect("strings and a number always serialize")
     }
 }
@@ -245,11 +220,7 @@ mod tests {
         let facts = Fault::Limit(Limit::Cpu(Duration::from_secs(5))).facts();
         assert_eq!(
             (facts.code, &*facts.detail, facts.source),
-            (
-                "cpu-limit",
-                "the agent ran for 5000 ms without returning to the host",
-                Source::Agent
-            ),
+            ("cpu-limit", "the agent ran for 5000 ms without returning to the host", Source::Agent),
         );
     }
 

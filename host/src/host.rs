@@ -98,7 +98,7 @@ impl Host {
         tokio::spawn(async move { server::serve(listener, service, &limits, shutdown).await });
     }
 
-    /// Answers on the public address until `stop` comes, then ends: replies under way may take the
+    /// Answers on the public address until `stop` comes, then ends: runs and replies under way may take the
     /// configured grace, event streams end at once and say when to come back, and the journal is closed last.
     pub async fn serve(
         &self,
@@ -121,6 +121,7 @@ impl Host {
             Some(Health::Dead(why)) = died => Err(anyhow::anyhow!("the journal gave up: {why}")),
             ended = sweeper => ended.context("the instance sweeper ended"),
         };
+        directory.drain();
         shutdown.run_down(config.grace).await;
         journal.close().await;
         served

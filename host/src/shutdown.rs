@@ -72,9 +72,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_that_drains_ends_the_wait() {
         let shutdown = Shutdown::default();
-        shutdown
-            .tasks
-            .spawn(shutdown.drain.clone().cancelled_owned());
+        shutdown.tasks.spawn(shutdown.drain.clone().cancelled_owned());
         assert!(shutdown.run_down(Duration::from_secs(3600)).await);
     }
 }

@@ -24,15 +24,14 @@ pub(super) fn target() -> PathBuf {
 }
 
 fn build() -> PathBuf {
+    let host = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = host.parent().expect("the host's crate is in the workspace");
+    bureau::dev::ensure_target(workspace).expect("the guests' target is there");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--release", "--target", "wasm32-wasip2"]);
     cargo.args(["-p", "api", "-p", "stream", "-p", "resume", "-p", "guests", "--lib", "--examples"]);
     cargo.arg("--target-dir").arg(target());
-    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host is in a workspace"));
-    let status = cargo.status().expect("cargo runs the tests, so it runs");
-    assert!(
-        status.success(),
-        "the guests do not build; is the target there? rustup target add wasm32-wasip2"
-    );
+    let status = cargo.current_dir(workspace).status().expect("cargo runs the tests, so it runs");
+    assert!(status.success(), "the guests do not build");
     target().join("wasm32-wasip2/release")
 }

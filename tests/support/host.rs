@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, Response};
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use super::stream::Stream;
 
 /// How to start a host.
 pub struct TestHost {
-    agents: Vec<String>,
+    components: Vec<PathBuf>,
     config: String,
     directory: TempDir,
 }
@@ -35,8 +36,14 @@ impl TestHost {
     /// A host that serves these guests.
     pub fn serving(agents: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("there is room for a temporary directory");
-        let agents = agents.iter().map(|&agent| agent.to_owned()).collect();
-        Self { agents, config: String::new(), directory }
+        let components = agents.iter().map(|agent| guest(agent)).collect();
+        Self { components, config: String::new(), directory }
+    }
+
+    /// Serves one more component, under its file's name.
+    pub fn component(mut self, file: &Path) -> Self {
+        self.components.push(file.to_owned());
+        self
     }
 
     /// Adds to the configuration file.
@@ -56,12 +63,20 @@ impl TestHost {
         self.data().join("journal.redb")
     }
 
-    /// Starts the program and waits until it is ready.
-    pub fn start(self) -> Started {
+    /// Serves these guests and no others from the next start on.
+    pub fn serving_instead(mut self, agents: &[&str]) -> Self {
+        self.components = agents.iter().map(|agent| guest(agent)).collect();
+        std::fs::remove_dir_all(self.directory.path().join("agents")).unwrap();
+        self
+    }
+
+    /// The program with its arguments, and all that they name in place.
+    fn program(&self) -> Command {
         let agents = self.directory.path().join("agents");
         std::fs::create_dir_all(&agents).unwrap();
-        for agent in &self.agents {
-            std::fs::copy(guest(agent), agents.join(format!("{agent}.wasm"))).unwrap();
+        for component in &self.components {
+            let name = component.file_name().expect("a component is a file");
+            std::fs::copy(component, agents.join(name)).unwrap();
         }
         self.share_compiled_code();
         let config = self.directory.path().join("bureau.toml");
@@ -70,7 +85,35 @@ impl TestHost {
         program.arg("serve").arg("--agents").arg(&agents).arg("--data").arg(self.data());
         program.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).arg("--config").arg(config);
         program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = program.spawn().expect("the program was built with the tests");
+        program
+    }
+
+    /// Starts the program, which refuses to: how it ends, and what it says on standard error.
+    pub fn refuses(&self) -> (ExitStatus, String) {
+        let mut child = self.program().spawn().expect("the program was built with the tests");
+        let mut ready = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
+        stdout.read_line(&mut ready).unwrap();
+        if !ready.is_empty() {
+            drop(child.kill());
+        }
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        assert_eq!(ready, "", "the host starts");
+        (status, String::from_utf8(stderr).unwrap())
+    }
+
+    /// Starts the program and ends it at once after `moment`, as `kill -9` does, ready or not.
+    pub fn kill_while_starting(self, moment: Duration) -> Self {
+        let mut child = self.program().spawn().expect("the program was built with the tests");
+        std::thread::sleep(moment);
+        child.kill().expect("the process is ours");
+        child.wait().expect("the process is ours");
+        self
+    }
+
+    /// Starts the program and waits until it is ready.
+    pub fn start(self) -> Started {
+        let mut child = self.program().spawn().expect("the program was built with the tests");
         let log = gather(child.stderr.take().expect("it was asked for"));
         let mut ready = String::new();
         let mut stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
@@ -191,12 +234,26 @@ impl Started {
         self.take()
     }
 
+    /// Sends the process a signal, `TERM` or `INT`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg("-s").arg(name).arg(self.pid().to_string()).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits until the process has ended.
+    pub fn ended(mut self) -> (ExitStatus, TestHost) {
+        (self.child.wait().unwrap(), self.take())
+    }
+
     /// Asks the process to end, as `kill` does, and waits until it has.
-    pub fn terminate(mut self) -> (ExitStatus, TestHost) {
-        let status = Command::new("kill").arg(self.pid().to_string()).status().unwrap();
-        assert!(status.success());
-        let status = self.child.wait().unwrap();
-        (status, self.take())
+    pub fn terminate(self) -> (ExitStatus, TestHost) {
+        self.signal("TERM");
+        self.ended()
+    }
+
+    /// What a second host of the same making does while this one runs: see [`TestHost::refuses`].
+    pub fn second_refuses(&self) -> (ExitStatus, String) {
+        self.how.refuses()
     }
 
     /// Waits until the process ends of itself.
@@ -207,7 +264,7 @@ impl Started {
     /// How the host was started, to start it again on the same data.
     fn take(&mut self) -> TestHost {
         let nothing = TestHost {
-            agents: Vec::new(),
+            components: Vec::new(),
             config: String::new(),
             directory: TempDir::with_prefix("left").unwrap(),
         };

@@ -24,13 +24,18 @@ pub struct Stream {
 impl Stream {
     /// Sends the request and reads the answer as an event stream.
     pub async fn open(request: RequestBuilder) -> Self {
-        let response = request.send().await.expect("the host answers");
+        Self::try_open(request).await.expect("the host answers")
+    }
+
+    /// Sends the request to a host that may be gone, and reads the answer as an event stream.
+    pub async fn try_open(request: RequestBuilder) -> Result<Self, reqwest::Error> {
+        let response = request.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let events = response.bytes_stream().eventsource().map(|event| match event {
             Ok(event) => Ok(Event { id: event.id, name: event.event, data: event.data }),
             Err(error) => Err(error.to_string()),
         });
-        Self { status, headers, events: Box::pin(events) }
+        Ok(Self { status, headers, events: Box::pin(events) })
     }
 
     /// The next event, or the stream's clean end.

@@ -54,6 +54,7 @@ struct Live {
     generations: u64,
     /// Stores that are current: those on their way out do not count.
     current: usize,
+    draining: bool,
 }
 
 struct Slot {
@@ -124,6 +125,7 @@ impl Directory {
     ) -> Result<(), Refused> {
         let mut live = self.live();
         let live = &mut *live;
+        let draining = live.draining;
         let slot = match live.slots.entry(key.clone()) {
             MapEntry::Occupied(slot) => slot.into_mut(),
             MapEntry::Vacant(slot) => slot.insert(Slot {
@@ -133,6 +135,10 @@ impl Directory {
             }),
         };
         let call = call(&slot.ledger);
+        if draining {
+            live.remove_if_unused(key);
+            return Err(Refused { call: Box::new(call), fault: Fault::Draining });
+        }
         let stale = |current: &Current| {
             !Arc::ptr_eq(&current.deployed, deployed) || current.mailbox.is_closed()
         };
@@ -241,6 +247,16 @@ impl Directory {
                 retired += usize::from(slot.current.take_if(sat_idle).is_some());
             }
             live.current -= retired;
+        }
+    }
+
+    /// Takes no more calls, and lets each instance go when its runs have ended.
+    pub fn drain(&self) {
+        let mut live = self.live();
+        live.draining = true;
+        live.current = 0;
+        for slot in live.slots.values_mut() {
+            slot.current = None;
         }
     }
 

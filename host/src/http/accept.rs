@@ -16,22 +16,13 @@ pub struct Accept {
 
 impl Accept {
     /// A client that takes anything.
-    pub const ANY: Self = Self {
-        events: true,
-        documents: true,
-        names_events: false,
-    };
+    pub const ANY: Self = Self { events: true, documents: true, names_events: false };
 
     /// What the client of these headers takes.
     pub fn of(headers: &HeaderMap) -> Self {
-        let values = headers
-            .get_all(ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok());
-        let ranges: Vec<_> = values
-            .flat_map(|value| value.split(','))
-            .filter_map(Range::parse)
-            .collect();
+        let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let ranges: Vec<_> =
+            values.flat_map(|value| value.split(',')).filter_map(Range::parse).collect();
         if ranges.is_empty() {
             return Self::ANY;
         }
@@ -82,14 +73,9 @@ impl<'a> Range<'a> {
         }
         let weight =
             parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        let taken = weight
-            .and_then(|weight| weight.parse::<f32>().ok())
-            .is_none_or(|weight| weight > 0.0);
-        Some(Self {
-            kind,
-            subtype,
-            taken,
-        })
+        let taken =
+            weight.and_then(|weight| weight.parse::<f32>().ok()).is_none_or(|weight| weight > 0.0);
+        Some(Self { kind, subtype, taken })
     }
 
     fn matches_events(&self) -> bool {

@@ -79,10 +79,7 @@ impl Problem {
 
     /// Whether the same request may well succeed a little later.
     pub fn is_passing(&self) -> bool {
-        matches!(
-            self.status(),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        )
+        matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 
     /// The document of this problem.
@@ -98,17 +95,11 @@ impl Problem {
         let mut response = Response::new(Body::full(self.json()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if self.is_passing() {
-            headers.insert(
-                RETRY_AFTER,
-                HeaderValue::from(retry.as_secs_f64().ceil() as u64),
-            );
+            headers.insert(RETRY_AFTER, HeaderValue::from(retry.as_secs_f64().ceil() as u64));
         }
         if let Self::MethodNotAllowed { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
@@ -120,11 +111,9 @@ impl Problem {
         let (code, title, detail) = match self {
             Self::NotFound => ("not-found", "Not found", "nothing is here".into()),
             Self::BadName(message) => ("bad-name", "Bad name", message.clone().into()),
-            Self::MethodNotAllowed { allow } => (
-                "method-not-allowed",
-                "Method not allowed",
-                format!("this takes {allow}").into(),
-            ),
+            Self::MethodNotAllowed { allow } => {
+                ("method-not-allowed", "Method not allowed", format!("this takes {allow}").into())
+            }
             Self::NotAcceptable => (
                 "not-acceptable",
                 "Not acceptable",
@@ -135,25 +124,14 @@ impl Problem {
                 "Payload too large",
                 format!("a request's body takes at most {limit} bytes").into(),
             ),
-            Self::BodyTimeout => (
-                "body-timeout",
-                "Body timeout",
-                "the request's body took too long".into(),
-            ),
-            Self::BadBody => (
-                "bad-body",
-                "Bad body",
-                "the request's body broke off".into(),
-            ),
+            Self::BodyTimeout => {
+                ("body-timeout", "Body timeout", "the request's body took too long".into())
+            }
+            Self::BadBody => ("bad-body", "Bad body", "the request's body broke off".into()),
             Self::RunEnded => ("run-ended", "Run ended", "the run is over".into()),
             Self::Fault(fault) => return fault.facts(),
         };
-        Facts {
-            code,
-            title,
-            detail,
-            source: Source::Host,
-        }
+        Facts { code, title, detail, source: Source::Host }
     }
 }
 
@@ -179,20 +157,14 @@ mod tests {
     }
 
     fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
-        response
-            .headers()
-            .get(name)
-            .map(|value| value.to_str().unwrap())
+        response.headers().get(name).map(|value| value.to_str().unwrap())
     }
 
     #[tokio::test]
     async fn a_problem_is_an_rfc_9457_document() {
         let response = Problem::PayloadTooLarge { limit: 10 }.response(Accept::ANY, RETRY);
         assert_eq!(response.status(), 413);
-        assert_eq!(
-            header(&response, "content-type"),
-            Some("application/problem+json")
-        );
+        assert_eq!(header(&response, "content-type"), Some("application/problem+json"));
         assert_eq!(header(&response, "cache-control"), Some("no-store"));
         assert_eq!(header(&response, "x-content-type-options"), Some("nosniff"));
         assert_eq!(header(&response, "retry-after"), None);
@@ -208,26 +180,14 @@ mod tests {
         let table = [
             (Problem::NotFound, 404, "not-found"),
             (Problem::BadName(String::new()), 400, "bad-name"),
-            (
-                Problem::MethodNotAllowed { allow: "GET" },
-                405,
-                "method-not-allowed",
-            ),
+            (Problem::MethodNotAllowed { allow: "GET" }, 405, "method-not-allowed"),
             (Problem::NotAcceptable, 406, "not-acceptable"),
-            (
-                Problem::PayloadTooLarge { limit: 1 },
-                413,
-                "payload-too-large",
-            ),
+            (Problem::PayloadTooLarge { limit: 1 }, 413, "payload-too-large"),
             (Problem::BodyTimeout, 408, "body-timeout"),
             (Problem::BadBody, 400, "bad-body"),
             (Problem::RunEnded, 409, "run-ended"),
             (Fault::UnknownAgent.into(), 404, "unknown-agent"),
-            (
-                Fault::InstanceBusy { limit: 1 }.into(),
-                429,
-                "instance-busy",
-            ),
+            (Fault::InstanceBusy { limit: 1 }.into(), 429, "instance-busy"),
             (Fault::HostBusy { limit: 1 }.into(), 503, "host-busy"),
             (Fault::Draining.into(), 503, "draining"),
             (Fault::JournalUnavailable.into(), 503, "journal-unavailable"),
@@ -239,20 +199,13 @@ mod tests {
             (limit(Limit::Cpu(Duration::ZERO)), 502, "cpu-limit"),
             (limit(Limit::Memory(1)), 502, "memory-limit"),
             (limit(Limit::Turn(1)), 502, "turn-limit"),
-            (
-                Fault::BadResponse(String::new()).into(),
-                502,
-                "bad-response",
-            ),
+            (Fault::BadResponse(String::new()).into(), 502, "bad-response"),
             (Fault::Cancelled.into(), 409, "cancelled"),
             (Fault::Interrupted.into(), 500, "interrupted"),
             (Fault::GaveUp.into(), 500, "gave-up"),
         ];
         for (problem, status, code) in table {
-            assert_eq!(
-                (problem.status().as_u16(), problem.facts().code),
-                (status, code)
-            );
+            assert_eq!((problem.status().as_u16(), problem.facts().code), (status, code));
             let retry_after =
                 header(&problem.response(Accept::ANY, RETRY), "retry-after").map(str::to_owned);
             let expected = matches!(status, 429 | 503).then(|| "2".to_owned());
@@ -269,11 +222,8 @@ mod tests {
 
     #[tokio::test]
     async fn any_other_non_200_is_never_for_something_that_a_retry_would_mend() {
-        for fault in [
-            Fault::Draining,
-            Fault::InstanceBusy { limit: 1 },
-            Fault::JournalUnavailable,
-        ] {
+        for fault in [Fault::Draining, Fault::InstanceBusy { limit: 1 }, Fault::JournalUnavailable]
+        {
             let response = Problem::from(fault).response(event_source(), RETRY);
             assert_eq!(response.status(), 200);
             assert_eq!(header(&response, "content-type"), Some("text/event-stream"));

@@ -49,10 +49,7 @@ pub fn parse(target: &str) -> Result<Route, Problem> {
     let agent: AgentName = decode("agent", agent)?.parse().map_err(bad_name)?;
     let instance = InstanceKey::new(agent, &decode("instance", name)?).map_err(bad_name)?;
     let follows = path.len() - rest.len();
-    Ok(Route::Agent {
-        instance,
-        path: target[follows..].into(),
-    })
+    Ok(Route::Agent { instance, path: target[follows..].into() })
 }
 
 /// The route of a method and a target on the admin address.
@@ -63,12 +60,8 @@ pub fn parse_admin(method: &Method, target: &str) -> Result<AdminRoute, Problem>
         "/readyz" => (AdminRoute::Ready, "GET, HEAD"),
         "/metrics" => (AdminRoute::Metrics, "GET, HEAD"),
         _ => {
-            let run = path
-                .strip_prefix("/v1/runs/")
-                .and_then(|rest| rest.strip_suffix("/cancel"));
-            let run = run
-                .filter(|run| !run.contains('/'))
-                .ok_or(Problem::NotFound)?;
+            let run = path.strip_prefix("/v1/runs/").and_then(|rest| rest.strip_suffix("/cancel"));
+            let run = run.filter(|run| !run.contains('/')).ok_or(Problem::NotFound)?;
             (AdminRoute::Cancel(run.parse().map_err(bad_name)?), "POST")
         }
     };
@@ -87,9 +80,7 @@ fn segment(path: &str) -> (&str, &str) {
 fn decode<'a>(what: &str, name: &'a str) -> Result<Cow<'a, str>, Problem> {
     percent_decode_str(name).decode_utf8().map_err(|_| {
         let start: String = name.chars().take(80).collect();
-        Problem::BadName(format!(
-            "the {what}'s name {start:?} is not UTF-8 once percent-decoded"
-        ))
+        Problem::BadName(format!("the {what}'s name {start:?} is not UTF-8 once percent-decoded"))
     })
 }
 
@@ -104,11 +95,7 @@ mod tests {
     fn agent(target: &str) -> (String, String, String) {
         let Route::Agent { instance, path } =
             parse(target).unwrap_or_else(|problem| panic!("{target}: {problem:?}"));
-        (
-            instance.agent().to_string(),
-            instance.name().to_owned(),
-            path,
-        )
+        (instance.agent().to_string(), instance.name().to_owned(), path)
     }
 
     #[test]
@@ -118,11 +105,7 @@ mod tests {
             ("/agents/chat/demo/", "demo", "/"),
             ("/agents/chat/demo?x=1", "demo", "?x=1"),
             ("/agents/chat/demo?", "demo", "?"),
-            (
-                "/agents/chat/demo/status?x=/agents/a/b",
-                "demo",
-                "/status?x=/agents/a/b",
-            ),
+            ("/agents/chat/demo/status?x=/agents/a/b", "demo", "/status?x=/agents/a/b"),
             ("/agents/chat/demo//a%20b/%zz", "demo", "//a%20b/%zz"),
             ("//agents///chat//demo/rest", "demo", "/rest"),
             ("/agents/%63hat/a%2Fb/c", "a/b", "/c"),
@@ -132,11 +115,7 @@ mod tests {
             ("/agents/chat/a?b?c", "a", "?b?c"),
         ];
         for (target, name, path) in cases {
-            assert_eq!(
-                agent(target),
-                ("chat".into(), name.into(), path.into()),
-                "{target}"
-            );
+            assert_eq!(agent(target), ("chat".into(), name.into(), path.into()), "{target}");
         }
     }
 
@@ -176,37 +155,20 @@ mod tests {
             (&long, "longer"),
         ];
         for (target, names) in cases {
-            let Err(Problem::BadName(message)) = parse(target) else {
-                panic!("{target}")
-            };
+            let Err(Problem::BadName(message)) = parse(target) else { panic!("{target}") };
             assert!(message.contains(names), "{target}: {message}");
         }
-        assert_eq!(
-            agent(&format!("/agents/chat/{}", "é".repeat(128))).1.len(),
-            256
-        );
+        assert_eq!(agent(&format!("/agents/chat/{}", "é".repeat(128))).1.len(), 256);
     }
 
     #[test]
     fn admin_routes() {
         let run = RunId::generate();
         let cancel = format!("/v1/runs/{run}/cancel");
-        assert_eq!(
-            parse_admin(&Method::GET, "/healthz"),
-            Ok(AdminRoute::Health)
-        );
-        assert_eq!(
-            parse_admin(&Method::HEAD, "/readyz?x"),
-            Ok(AdminRoute::Ready)
-        );
-        assert_eq!(
-            parse_admin(&Method::GET, "/metrics"),
-            Ok(AdminRoute::Metrics)
-        );
-        assert_eq!(
-            parse_admin(&Method::POST, &cancel),
-            Ok(AdminRoute::Cancel(run))
-        );
+        assert_eq!(parse_admin(&Method::GET, "/healthz"), Ok(AdminRoute::Health));
+        assert_eq!(parse_admin(&Method::HEAD, "/readyz?x"), Ok(AdminRoute::Ready));
+        assert_eq!(parse_admin(&Method::GET, "/metrics"), Ok(AdminRoute::Metrics));
+        assert_eq!(parse_admin(&Method::POST, &cancel), Ok(AdminRoute::Cancel(run)));
         assert_eq!(
             parse_admin(&Method::POST, "/healthz"),
             Err(Problem::MethodNotAllowed { allow: "GET, HEAD" })
@@ -219,19 +181,10 @@ mod tests {
             parse_admin(&Method::POST, "/v1/runs/x/cancel"),
             Err(Problem::BadName(_))
         ));
-        for target in [
-            "",
-            "/",
-            "/healthz/",
-            "/v1/runs/cancel",
-            "/v1/runs/a/b/cancel",
-            "/agents/chat/demo",
-        ] {
-            assert_eq!(
-                parse_admin(&Method::POST, target),
-                Err(Problem::NotFound),
-                "{target}"
-            );
+        for target in
+            ["", "/", "/healthz/", "/v1/runs/cancel", "/v1/runs/a/b/cancel", "/agents/chat/demo"]
+        {
+            assert_eq!(parse_admin(&Method::POST, target), Err(Problem::NotFound), "{target}");
         }
     }
 }

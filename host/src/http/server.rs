@@ -4,7 +4,7 @@
 //! of them may cost more than a bounded share, and nothing that a client or a handler does may end the process.
 //!
 //! **Mechanism.** One task accepts, one task per connection speaks HTTP/1.1 or HTTP/2 with prior knowledge, told
-//! apart by the first bytes. [`Guarded`] puts two deadlines under the protocol, for those first bytes and for
+//! apart by the first bytes. A wrapper of the socket puts two deadlines under the protocol, for those first bytes and for
 //! writes that do not move; hyper has the ones above it. Each request's handler is caught if it panics.
 //!
 //! **Limits.** All in [`HttpLimits`]. At the limit of connections accepting pauses, and clients wait in the

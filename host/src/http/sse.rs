@@ -45,14 +45,8 @@ const HEARTBEAT: Bytes = Bytes::from_static(b":\n");
 pub fn insert_headers(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // A proxy that compresses or buffers would hold events back.
-    headers.insert(
-        CACHE_CONTROL,
-        HeaderValue::from_static("no-cache, no-transform"),
-    );
-    headers.insert(
-        HeaderName::from_static("x-accel-buffering"),
-        HeaderValue::from_static("no"),
-    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
@@ -77,15 +71,9 @@ pub fn reset(run: RunId, last_event_id: &str, reason: NotResumable) -> Bytes {
         id: &'a str,
         reason: NotResumable,
     }
-    let data = serde_json::to_string(&Reset {
-        id: last_event_id,
-        reason,
-    })
-    .expect("a string and a unit variant always serialize");
-    frame(
-        run,
-        &Event::new(Seq::ZERO, Some("reset".into()), None, data),
-    )
+    let data = serde_json::to_string(&Reset { id: last_event_id, reason })
+        .expect("a string and a unit variant always serialize");
+    frame(run, &Event::new(Seq::ZERO, Some("reset".into()), None, data))
 }
 
 /// An event of a run on the wire.
@@ -112,10 +100,7 @@ fn write_frame(run: RunId, event: &Event, out: &mut BytesMut) {
     match &event.id {
         Some(id) => field("id", id, out),
         None => {
-            let cursor = Cursor {
-                run,
-                seq: event.seq,
-            };
+            let cursor = Cursor { run, seq: event.seq };
             writeln!(out, "id: {cursor}").expect("a buffer that grows takes every write");
         }
     }
@@ -145,11 +130,7 @@ fn lines(data: &str) -> impl Iterator<Item = &str> {
             rest = None;
             return Some(text);
         };
-        let width = if text[end..].starts_with("\r\n") {
-            2
-        } else {
-            1
-        };
+        let width = if text[end..].starts_with("\r\n") { 2 } else { 1 };
         rest = Some(&text[end + width..]);
         Some(&text[..end])
     })

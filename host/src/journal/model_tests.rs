@@ -105,7 +105,7 @@ impl Pair {
                 for (id, size) in events {
                     let seq = run.data.len() as u64 + 1;
                     let data = format!("{seq:>size$}");
-                    let id = id.map(|id| format!("id {id}"));
+                    let id = id.map(|id| format!("id-{id}"));
                     writes.push(identified(&run.tail, seq, id.as_deref(), data.clone()));
                     run.data.push(data);
                     if let Some(id) = id {
@@ -147,7 +147,7 @@ impl Pair {
             }
             Action::Find { instance: of, id } => {
                 self.settle().await;
-                let id = format!("id {id}");
+                let id = format!("id-{id}");
                 let located = self.journal.locate(&instance(INSTANCES[of]), &id).await;
                 let found = match located.unwrap() {
                     Located::At(reader) => Some((reader.tail().run(), Some(reader.cursor().0))),

@@ -439,20 +439,29 @@ async fn interruptions_without_progress_are_counted() {
 async fn retention_by_bytes_takes_the_oldest_end_first() {
     let kept = 10;
     let options = Options { retain_bytes: kept * (1000 + 600), ..options() };
-    let journal = open(&Disk::default(), options);
-    let lane = journal.lane(instance("a"));
+    let disk = Disk::default();
+    let (store, _) = RedbStore::open(disk.backend(), &options).unwrap();
+    let elsewhere = open(&Disk::default(), options.clone());
+    let lane = elsewhere.lane(instance("a"));
+    let now = SystemTime::now();
     let mut runs = Vec::new();
-    for _ in 0..40 {
-        runs.push(whole_run(&journal, &lane, 1, &"x".repeat(1000)).await);
+    for number in 0..40 {
+        let tail = elsewhere.tail(lane.instance(), RunId::generate());
+        let turn = Turn(vec![start(&tail), event(&tail, 1, "x".repeat(1000)), end(&tail)]);
+        let submitted = [Submitted { lane: Arc::clone(&lane), number, turn }];
+        let committed = store.commit(&submitted, now + Duration::from_millis(number)).unwrap();
+        assert_eq!(committed.trimmed_runs, u64::from(number >= kept));
+        runs.push(tail.run());
     }
-    let gone = journal.stats().trimmed_runs as usize;
-    assert_eq!(gone, 30);
-    for (number, run) in runs.iter().enumerate() {
-        assert_eq!(journal.run(*run).unwrap().is_some(), number >= gone);
+    store.close();
+    let journal = open(&disk, options);
+    for (number, run) in (0..).zip(runs) {
+        let gone = number < 40 - kept;
+        assert_eq!(journal.run(run).unwrap().is_none(), gone);
         let located = journal.locate(&instance("a"), &format!("{run}-0")).await;
         match located.unwrap() {
             Located::At(mut reader) => assert_eq!(read_out(&mut reader).await.0, [1]),
-            other => assert_eq!((not(other), number < gone), (NotResumable::Expired, true)),
+            other => assert_eq!((not(other), gone), (NotResumable::Expired, true)),
         }
     }
 }

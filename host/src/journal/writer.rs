@@ -204,7 +204,7 @@ impl Queue {
 
 /// The writer thread: commits until the queue is closed and empty, or the journal is dead.
 pub(super) fn run(shared: &Shared) {
-    let departure = Departure(shared);
+    let mut departure = Departure { shared, reason: None };
     let mut trim_due = true;
     loop {
         let patience = if trim_due { Duration::ZERO } else { IDLE };
@@ -224,7 +224,7 @@ pub(super) fn run(shared: &Shared) {
             }
             Err(Unavailable(reason)) => {
                 tracing::error!(reason, "the journal gives up");
-                departure.die(reason);
+                departure.reason = Some(reason);
                 return;
             }
         }
@@ -301,23 +301,21 @@ fn writes(batch: &[Submitted]) -> impl Iterator<Item = &Write> {
 }
 
 /// However the writer ends, by a panic too: no one may be left waiting for it.
-struct Departure<'a>(&'a Shared);
-
-impl Departure<'_> {
-    fn die(&self, reason: String) {
-        self.0.set_health(Health::Dead(reason));
-    }
+struct Departure<'a> {
+    shared: &'a Shared,
+    /// Why the journal gives up, if it does.
+    reason: Option<String>,
 }
 
 impl Drop for Departure<'_> {
     fn drop(&mut self) {
-        self.0.queue.close();
-        lock(&self.0.queue.inner).turns.clear();
-        self.0.store.close();
-        if thread::panicking() {
-            self.die("its writer panicked".into());
-        } else if !matches!(*self.0.health.borrow(), Health::Dead(_)) {
-            self.die("it is closed".into());
-        }
+        self.shared.queue.close();
+        lock(&self.shared.queue.inner).turns.clear();
+        self.shared.store.close();
+        let reason = self.reason.take().unwrap_or_else(|| {
+            let panicked = thread::panicking();
+            if panicked { "its writer panicked" } else { "it is closed" }.into()
+        });
+        self.shared.set_health(Health::Dead(reason));
     }
 }

@@ -106,8 +106,7 @@ fn configuration(limits: &InstanceLimits) -> Config {
     config
         .wasm_component_model_async(true)
         .epoch_interruption(true)
-        .allocation_strategy(pool)
-        .memory_reservation(limits.memory_bytes as u64);
+        .allocation_strategy(pool);
     config
 }
 
