@@ -7,4 +7,14 @@
 mod support;
 
 mod pages;
+mod http;
+mod sse;
+mod agents;
+mod turns;
+mod floors;
+mod crash;
+mod reconnect;
+mod shutdown;
+mod dev;
+mod docs;
 mod python;

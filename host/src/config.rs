@@ -13,7 +13,6 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::id::AgentName;
-use crate::journal;
 
 /// Everything that can be set, valid.
 #[derive(Debug, Clone, PartialEq)]
@@ -187,31 +186,6 @@ impl Default for JournalLimits {
             retain_for: Duration::from_secs(7 * 24 * 60 * 60),
             retain_bytes: 10 * GIB,
             patience: Duration::from_secs(30),
-        }
-    }
-}
-
-impl JournalLimits {
-    /// These limits for the journal in `file`.
-    pub fn options(&self, file: PathBuf) -> journal::Options {
-        let &Self {
-            cache_bytes,
-            tail_bytes,
-            page_bytes,
-            backlog_bytes,
-            retain_for,
-            retain_bytes,
-            patience,
-        } = self;
-        journal::Options {
-            file,
-            cache_bytes,
-            tail_bytes,
-            page_bytes,
-            backlog_bytes,
-            retain_for,
-            retain_bytes,
-            patience,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! components of them and says, in JSON, where they are. A change of any source, once it has been quiet for
 //! [`QUIET`], builds again and deploys what came out different. A build that fails changes nothing.
 //!
-//! **Limits.** Rust crates and finished components; other languages' builds write a `.wasm` that is watched.
+//! **Limits.** Rust crates, and finished components of any language, which are watched as files.
 //!
 //! **Cost.** Cargo's, and a watch on the sources' directories.
 
@@ -30,12 +30,15 @@ const QUIET: Duration = Duration::from_millis(150);
 /// What agents are built for.
 const TARGET: &str = "wasm32-wasip2";
 
+/// The endings of files whose change builds again.
+const SOURCES: [&str; 4] = ["rs", "toml", "wit", "wasm"];
+
 /// Folders are searched for crates to this depth.
 const DEPTH: usize = 4;
 
 /// The agents under development.
 pub struct Workspace {
-    /// What the author named.
+    /// What the author named, in full.
     paths: Vec<PathBuf>,
     /// Packages to build, by the root of their workspace.
     packages: BTreeMap<PathBuf, Vec<String>>,
@@ -78,15 +81,13 @@ struct Report {
 impl Workspace {
     /// Finds the agents under these paths.
     pub async fn find(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut found = Self {
-            paths: paths.to_vec(),
-            packages: BTreeMap::new(),
-            components: Vec::new(),
-        };
+        let mut found =
+            Self { paths: Vec::new(), packages: BTreeMap::new(), components: Vec::new() };
         for path in paths {
             let path = path
                 .canonicalize()
                 .with_context(|| format!("there is nothing at {}", path.display()))?;
+            found.paths.push(path.clone());
             if path.is_file() {
                 found.components.push(path);
                 continue;
@@ -139,9 +140,10 @@ impl Workspace {
     /// Builds and deploys again whenever a source changes.
     pub async fn watch(&self, host: &Host) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::channel(1);
+        let roots = self.paths.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             let relevant = event.is_ok_and(|event| {
-                !event.kind.is_access() && event.paths.iter().any(|path| is_source(path))
+                !event.kind.is_access() && event.paths.iter().any(|path| is_source(&roots, path))
             });
             if relevant {
                 // One change waiting is as good as many.
@@ -197,11 +199,12 @@ fn is_hidden_or_output(path: &Path) -> bool {
     name.starts_with('.') || name == "target"
 }
 
-/// Whether a change of this path can change an agent.
-fn is_source(path: &Path) -> bool {
-    let sources = ["rs", "toml", "lock", "wit", "wasm", "py", "js", "ts"];
+/// Whether a change of this path, which is below one of the roots, can change an agent.
+fn is_source(roots: &[PathBuf], path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy();
-    sources.contains(&&*extension) && !path.ancestors().any(is_hidden_or_output)
+    let within = roots.iter().find_map(|root| path.strip_prefix(root).ok());
+    SOURCES.contains(&&*extension)
+        && within.is_some_and(|path| !path.ancestors().any(is_hidden_or_output))
 }
 
 /// Installs the target that agents are built for, if the toolchain of this directory has not got it.

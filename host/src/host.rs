@@ -118,7 +118,7 @@ impl Host {
         let served = tokio::select! {
             () = server::serve(listener, service, &config.http, shutdown.clone()) => Ok(()),
             () = stop => Ok(()),
-            Some(Health::Dead(why)) = died => Err(anyhow::anyhow!("the journal gave up: {why}")),
+            Some(Health::Dead(why)) = died => Err(anyhow::anyhow!(why)),
             ended = sweeper => ended.context("the instance sweeper ended"),
         };
         directory.drain();
@@ -129,7 +129,7 @@ impl Host {
 }
 
 fn journal_options(config: &Config) -> journal::Options {
-    config.journal.options(config.data.join("journal.redb"))
+    journal::Options::new(&config.journal, config.data.join("journal.redb"))
 }
 
 /// Makes a directory that only its owner can enter: it holds everyone's data, and code that is trusted.

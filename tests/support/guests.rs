@@ -17,7 +17,7 @@ pub fn guest(name: &str) -> PathBuf {
 }
 
 /// The directory of this build: `target`, unless it was named otherwise.
-pub(super) fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     // The program under test is `target/debug/bureau`.
     let program = Path::new(env!("CARGO_BIN_EXE_bureau"));
     program.ancestors().nth(2).expect("the program has a directory").to_owned()

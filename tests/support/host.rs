@@ -1,22 +1,22 @@
 //! A host under test: the real program, on ports of its own, in a directory of its own.
 
-use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, Response};
 use tempfile::TempDir;
 
+use super::client::Client;
 use super::guests::{guest, target};
-use super::stream::Stream;
 
 /// How to start a host.
 pub struct TestHost {
     components: Vec<PathBuf>,
     config: String,
+    log: String,
     directory: TempDir,
 }
 
@@ -24,12 +24,8 @@ pub struct TestHost {
 pub struct Started {
     how: TestHost,
     child: Child,
-    /// Where it serves agents, `http://127.0.0.1:PORT`.
-    pub url: String,
-    /// Where it serves its operator.
-    pub admin: String,
-    log: Arc<Mutex<Vec<String>>>,
     client: Client,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl TestHost {
@@ -37,7 +33,13 @@ impl TestHost {
     pub fn serving(agents: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("there is room for a temporary directory");
         let components = agents.iter().map(|agent| guest(agent)).collect();
-        Self { components, config: String::new(), directory }
+        Self { components, config: String::new(), log: "info".into(), directory }
+    }
+
+    /// Logs what this filter lets through.
+    pub fn log(mut self, filter: &str) -> Self {
+        self.log = filter.to_owned();
+        self
     }
 
     /// Serves one more component, under its file's name.
@@ -78,12 +80,13 @@ impl TestHost {
             let name = component.file_name().expect("a component is a file");
             std::fs::copy(component, agents.join(name)).unwrap();
         }
-        self.share_compiled_code();
+        share_compiled_code(&self.data());
         let config = self.directory.path().join("bureau.toml");
         std::fs::write(&config, &self.config).unwrap();
         let mut program = Command::new(env!("CARGO_BIN_EXE_bureau"));
         program.arg("serve").arg("--agents").arg(&agents).arg("--data").arg(self.data());
         program.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).arg("--config").arg(config);
+        program.env("RUST_LOG", &self.log);
         program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         program
     }
@@ -128,19 +131,19 @@ impl TestHost {
             let status = child.wait();
             panic!("the host did not get ready: {status:?} {ready:?}\n{}", log.lock().unwrap().join("\n"))
         });
-        let client = Client::builder().build().unwrap();
-        Started { how: self, child, url, admin, log, client }
+        Started { how: self, child, client: Client::new(url, admin), log }
     }
+}
 
-    /// Compiling the guests anew for each test would take longer than the tests.
-    fn share_compiled_code(&self) {
-        let shared = target().join("test-cache");
-        std::fs::create_dir_all(&shared).unwrap();
-        std::fs::create_dir_all(self.data()).unwrap();
-        let own = self.data().join("cache");
-        if !own.exists() {
-            std::os::unix::fs::symlink(shared, own).unwrap();
-        }
+/// Gives the host of this data directory the compiled guests of all others: compiling them anew for each test would
+/// take longer than the tests.
+pub(super) fn share_compiled_code(data: &Path) {
+    let shared = target().join("test-cache");
+    std::fs::create_dir_all(&shared).unwrap();
+    std::fs::create_dir_all(data).unwrap();
+    let own = data.join("cache");
+    if !own.exists() {
+        std::os::unix::fs::symlink(shared, own).unwrap();
     }
 }
 
@@ -156,56 +159,6 @@ fn gather(stream: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<String>>
 }
 
 impl Started {
-    /// A request to a path below `/agents/`.
-    pub fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
-        self.client.request(method, self.agent_url(path))
-    }
-
-    /// The URL of a path below `/agents/`.
-    pub fn agent_url(&self, path: &str) -> String {
-        format!("{}/agents/{path}", self.url)
-    }
-
-    /// Gets a path below `/agents/`.
-    pub async fn get(&self, path: &str) -> Response {
-        self.request(reqwest::Method::GET, path).send().await.expect("the host answers")
-    }
-
-    /// Gets JSON from a path below `/agents/`.
-    pub async fn json(&self, path: &str) -> serde_json::Value {
-        self.get(path).await.json().await.expect("the agent answers with JSON")
-    }
-
-    /// Posts JSON to a path below `/agents/`.
-    pub async fn post(&self, path: &str, body: &serde_json::Value) -> Response {
-        let request = self.request(reqwest::Method::POST, path).json(body);
-        request.send().await.expect("the host answers")
-    }
-
-    /// Opens the event stream at a path below `/agents/`.
-    pub async fn stream(&self, path: &str) -> Stream {
-        Stream::open(self.request(reqwest::Method::GET, path)).await
-    }
-
-    /// Opens the event stream at a path below `/agents/` after the event of this id.
-    pub async fn resume(&self, path: &str, last_event_id: &str) -> Stream {
-        let request = self.request(reqwest::Method::GET, path);
-        Stream::open(request.header("last-event-id", last_event_id)).await
-    }
-
-    /// A request to the admin address.
-    pub async fn admin(&self, method: reqwest::Method, path: &str) -> Response {
-        let url = format!("{}{path}", self.admin);
-        self.client.request(method, url).send().await.expect("the host answers its operator")
-    }
-
-    /// The host's own figures, without their prefix `bureau_`.
-    pub async fn metrics(&self) -> HashMap<String, u64> {
-        let text = self.admin(reqwest::Method::GET, "/metrics").await.text().await.unwrap();
-        let figures = text.lines().filter_map(|line| line.strip_prefix("bureau_")?.split_once(' '));
-        figures.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
-    }
-
     /// The log lines so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
@@ -251,9 +204,9 @@ impl Started {
         self.ended()
     }
 
-    /// What a second host of the same making does while this one runs: see [`TestHost::refuses`].
-    pub fn second_refuses(&self) -> (ExitStatus, String) {
-        self.how.refuses()
+    /// How the host was started.
+    pub fn how(&self) -> &TestHost {
+        &self.how
     }
 
     /// Waits until the process ends of itself.
@@ -266,9 +219,18 @@ impl Started {
         let nothing = TestHost {
             components: Vec::new(),
             config: String::new(),
+            log: String::new(),
             directory: TempDir::with_prefix("left").unwrap(),
         };
         std::mem::replace(&mut self.how, nothing)
+    }
+}
+
+impl Deref for Started {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }
 

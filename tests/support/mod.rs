@@ -1,9 +1,17 @@
 //! What the tests have in common: guests to serve, hosts to serve them, and clients to read streams.
 
+mod client;
+mod disk;
 mod guests;
 mod host;
+mod http;
+mod process;
 mod stream;
 
-pub use self::guests::guest;
+pub use self::client::Client;
+pub use self::disk::{Change, Disk, Fault};
+pub use self::guests::{guest, target};
 pub use self::host::{Started, TestHost};
+pub use self::http::{Connection, problem};
+pub use self::process::InProcess;
 pub use self::stream::{Event, Stream, data};

@@ -160,17 +160,31 @@ impl Directory {
         let Some(current) = current else {
             return Err(Refused { call: Box::new(call), fault: Fault::Internal });
         };
-        if current.load.in_flight.load(Ordering::Acquire) >= limits.runs {
+        let in_flight = &current.load.in_flight;
+        if in_flight.load(Ordering::Acquire) >= limits.runs {
             return Err(Refused { call: Box::new(call), fault: busy(limits.runs) });
         }
-        current.mailbox.try_send(call).map_err(|refused| Refused {
-            call: Box::new(refused.into_inner()),
-            fault: busy(limits.mailbox),
-        })?;
-        // Counted under the lock that retiring takes, so that a store with a call on its way is never idle.
-        current.load.in_flight.fetch_add(1, Ordering::AcqRel);
+        // Counted before the actor can end it, and under the lock that retiring takes, so that a store with
+        // a call on its way is never idle.
+        in_flight.fetch_add(1, Ordering::AcqRel);
         current.load.last_used.store(self.now(), Ordering::Relaxed);
-        Ok(())
+        current.mailbox.try_send(call).map_err(|refused| {
+            in_flight.fetch_sub(1, Ordering::AcqRel);
+            Refused { call: Box::new(refused.into_inner()), fault: busy(limits.mailbox) }
+        })
+    }
+
+    /// Hands a call that a failed store had not begun to the instance's next store, which serves the current
+    /// module if it has started already, else the failed store's.
+    pub(super) fn pass_on(
+        &self,
+        key: &InstanceKey,
+        failed: &Arc<Deployed>,
+        call: Call,
+    ) -> Result<(), Refused> {
+        let current = |live: &Live| Some(live.slots.get(key)?.current.as_ref()?.deployed.clone());
+        let deployed = current(&self.live()).unwrap_or_else(|| failed.clone());
+        self.send(key, &deployed, |_| call)
     }
 
     fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) {

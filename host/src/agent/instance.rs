@@ -4,8 +4,8 @@
 //!
 //! **Mechanism.** The actor takes calls from a bounded mailbox until the directory drops its end, which is how
 //! an instance is retired: idle, swapped, or pushed out. Queued calls and those in flight are served to
-//! their end first. After a failure the directory forgets the actor before the fault is answered to
-//! calls still queued, so that a client who comes again gets a fresh store.
+//! their end first. After a failure the directory forgets the actor, and calls that it had not begun go to a
+//! fresh one; when it could not even start, they are answered with the fault.
 //!
 //! ```text
 //!   starting --instantiated--> serving --mailbox closed, last run ended--> settling --durable--> gone
@@ -19,10 +19,10 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::agent::directory::{Directory, Generation};
+use crate::agent::directory::{Directory, Generation, Refused};
 use crate::agent::registry::Deployed;
 use crate::fault::Fault;
-use crate::wasm::{Answer, Call, LiveStore, Session, StartError};
+use crate::wasm::{Call, LiveStore, Session, StartError};
 
 /// What an actor is made of.
 pub(super) struct Actor {
@@ -36,14 +36,18 @@ pub(super) struct Actor {
 impl Actor {
     /// Lives until the instance is retired or fails.
     pub(super) async fn run(mut self) {
-        let served = match self.start().await {
-            Ok(store) => store.serve(&mut self.mailbox).await,
-            Err(fault) => Err(fault),
-        };
         let ledger = self.session.ledger().clone();
-        if let Err(fault) = served {
-            self.directory.forget(ledger.key(), self.generation);
-            self.refuse_queued(&fault).await;
+        match self.start().await {
+            Ok(store) => {
+                if store.serve(&mut self.mailbox).await.is_err() {
+                    self.directory.forget(ledger.key(), self.generation);
+                    self.pass_on_queued().await;
+                }
+            }
+            Err(fault) => {
+                self.directory.forget(ledger.key(), self.generation);
+                self.refuse_queued(&fault).await;
+            }
         }
         // Another store of this instance may start meanwhile and shares the ledger. A journal that has died
         // ends the host, so what it still owes does not matter.
@@ -73,12 +77,23 @@ impl Actor {
         })
     }
 
+    /// Gives the calls that the failed store had not begun to the next one.
+    async fn pass_on_queued(&mut self) {
+        self.mailbox.close();
+        while let Some(call) = self.mailbox.recv().await {
+            let passed = self.directory.pass_on(self.session.ledger().key(), &self.deployed, call);
+            if let Err(Refused { call, fault }) = passed {
+                self.session.begin(&call.run);
+                self.session.fail(&fault);
+            }
+        }
+    }
+
     /// Answers the calls that no store will take.
     async fn refuse_queued(&mut self, fault: &Fault) {
         self.mailbox.close();
         while let Some(call) = self.mailbox.recv().await {
             self.session.begin(&call.run);
-            self.session.finish(&call.run, Answer::Failed(fault.clone()));
         }
         self.session.fail(fault);
     }

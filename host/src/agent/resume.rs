@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use crate::agent::directory::{Directory, Refused};
 use crate::agent::registry::Deployed;
 use crate::fault::Fault;
-use crate::journal::{Journal, Turn, Unfinished};
+use crate::journal::{Journal, Unfinished};
 use crate::wasm::{Call, Entry, Origin, Request, Run, epitaph};
 
 /// A run that is cut off this often without a new durable event in between is not tried again.
@@ -64,25 +64,25 @@ impl Resumptions {
         };
         for unfinished in runs {
             if unfinished.record.interruptions >= MAX_INTERRUPTIONS {
-                self.bury(&unfinished, &deployed, &Fault::GaveUp);
+                self.bury(&unfinished, &Fault::GaveUp);
                 continue;
             }
             let request = unfinished.request.as_deref().and_then(restore);
             match request.filter(|_| deployed.module.resumes()) {
                 Some(request) => self.resume(unfinished, &deployed, request).await,
-                None => self.bury(&unfinished, &deployed, &Fault::Interrupted),
+                None => self.bury(&unfinished, &Fault::Interrupted),
             }
         }
     }
 
-    fn bury(&self, unfinished: &Unfinished, deployed: &Deployed, fault: &Fault) {
+    fn bury(&self, unfinished: &Unfinished, fault: &Fault) {
         let Unfinished { record, tail, .. } = unfinished;
         tracing::warn!(
             instance = %record.instance, run = %record.run, code = fault.code(),
             interruptions = record.interruptions, "an interrupted run ends"
         );
-        let writes = epitaph(tail, deployed.module.digest(), record.last, fault);
-        self.journal.lane(record.instance.clone()).submit(Turn(writes));
+        let turn = epitaph(tail, record.last, fault);
+        self.journal.lane(record.instance.clone()).submit(turn);
     }
 
     async fn resume(&self, unfinished: Unfinished, deployed: &Arc<Deployed>, request: Request) {

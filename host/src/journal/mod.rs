@@ -41,6 +41,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use crate::config::JournalLimits;
 use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
 pub use self::handle::{Journal, Unfinished};
@@ -260,6 +261,31 @@ pub struct Options {
     pub retain_bytes: u64,
     /// How long failing commits are tried again before the journal gives up.
     pub patience: Duration,
+}
+
+impl Options {
+    /// A journal in `file` with these limits.
+    pub fn new(limits: &JournalLimits, file: PathBuf) -> Self {
+        let &JournalLimits {
+            cache_bytes,
+            tail_bytes,
+            page_bytes,
+            backlog_bytes,
+            retain_for,
+            retain_bytes,
+            patience,
+        } = limits;
+        Self {
+            file,
+            cache_bytes,
+            tail_bytes,
+            page_bytes,
+            backlog_bytes,
+            retain_for,
+            retain_bytes,
+            patience,
+        }
+    }
 }
 
 /// The seam to what keeps the journal: [`redb`] today. Reads see what is committed and nothing else, take no

@@ -178,12 +178,10 @@ fn locate_id(
     instance: &InstanceKey,
     id: &str,
 ) -> Result<Located, StoreError> {
-    let Some(cursor) = shared.store.find_id(instance, id)? else {
-        return Ok(Located::Not(NotResumable::Unknown));
-    };
-    // Retention deletes a run before its ids.
-    let located = locate_run(shared, instance, cursor)?;
-    Ok(located.unwrap_or(Located::Not(NotResumable::Expired)))
+    match shared.store.find_id(instance, id)? {
+        Some(cursor) => locate_cursor(shared, instance, cursor),
+        None => Ok(Located::Not(NotResumable::Unknown)),
+    }
 }
 
 /// The client's place in a run of this instance, if the journal has it.

@@ -20,6 +20,8 @@ struct State {
     durable: Vec<u8>,
     log: Option<Vec<Op>>,
     faults: Option<Faults>,
+    /// A database has it open, and no other may.
+    held: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +66,13 @@ impl Disk {
 
     pub(super) fn backend(&self) -> Backend {
         let disk = self.clone();
-        Backend::new(move || Ok(disk.clone()))
+        Backend::new(move || disk.hold())
+    }
+
+    /// The disk, for one database at a time.
+    pub(super) fn hold(&self) -> io::Result<Self> {
+        let held = std::mem::replace(&mut lock(&self.0).held, true);
+        if held { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(self.clone()) }
     }
 
     /// The bytes that would be there after a crash that loses all that is not synced.
@@ -140,6 +148,11 @@ impl StorageBackend for Disk {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.change(Op::Write(offset as usize, data.to_vec()))
+    }
+
+    fn close(&self) -> io::Result<()> {
+        lock(&self.0).held = false;
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -208,6 +209,8 @@ async fn locate_answers_each_kind_of_id() {
     let over = whole_run(&journal, &lane, 2, "x").await;
     let live = journal.tail(&here, RunId::generate());
     let foreign = whole_run(&journal, &journal.lane(there.clone()), 2, "x").await;
+    let foreign_live = journal.tail(&there, RunId::generate());
+    commit(&journal.lane(there.clone()), vec![start(&foreign_live)]).await;
     let writes = vec![
         start(&live),
         identified(&live, 1, Some("mine"), "x"),
@@ -228,8 +231,9 @@ async fn locate_answers_each_kind_of_id() {
     assert_eq!(not(locate(&last).await), NotResumable::Future);
 
     assert_eq!(at(locate("mine").await).cursor(), Seq(1));
-    let foreign = format!("{foreign}-2");
-    assert_eq!(not(locate(&foreign).await), NotResumable::Unknown);
+    for foreign in [foreign, foreign_live.run()] {
+        assert_eq!(not(locate(&format!("{foreign}-0")).await), NotResumable::Unknown);
+    }
     let elsewhere = journal.locate(&there, "mine").await.unwrap();
     assert_eq!(not(elsewhere), NotResumable::Unknown);
 
@@ -492,6 +496,21 @@ async fn a_run_that_is_trimmed_under_its_reader_breaks_it() {
 }
 
 #[tokio::test]
+async fn a_gap_is_never_skipped() {
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    commit(&lane, vec![start(&tail), event(&tail, 1, "x")]).await;
+    let mut live = journal.reader(Arc::clone(&tail), Seq::ZERO);
+    assert!(matches!(live.next().await, Step::Events(_)));
+    commit(&lane, vec![event(&tail, 3, "x"), end(&tail)]).await;
+    assert!(matches!(live.next().await, Step::Broken(_)));
+    let id = format!("{}-1", tail.run());
+    let mut replay = at(journal.locate(&instance("a"), &id).await.unwrap());
+    assert!(matches!(replay.next().await, Step::Broken(_)));
+}
+
+#[tokio::test]
 async fn retention_goes_in_bounded_steps_and_survives_a_restart() {
     let disk = Disk::default();
     let journal = open(&disk, options());
@@ -656,10 +675,33 @@ async fn a_journal_whose_patience_ends_tells_everyone() {
     let Health::Dead(reason) = dead.await.unwrap().clone() else { panic!("waited for") };
     assert!(reason.contains("the disk is on fire"), "{reason}");
     assert!(matches!(waiting.await.unwrap(), Step::Broken(_)));
-    assert!(lane.submit(Turn(vec![event(&tail, 2, "x")])).settled().await.is_err());
+    let late = vec![event(&tail, 2, "x")];
+    let held = match &late[0] {
+        Write::Event { event, .. } => Arc::clone(event),
+        other => panic!("{other:?}"),
+    };
+    assert!(lane.submit(Turn(late)).settled().await.is_err());
+    assert_eq!(Arc::strong_count(&held), 1, "no one will ever take it");
     assert!(journal.state(&instance("a")).is_err());
     journal.close().await;
     assert_eq!(*journal.health().borrow(), Health::Dead(reason));
+}
+
+#[tokio::test]
+async fn a_data_file_that_vanished_is_not_begun_anew() {
+    let (disk, other) = (Disk::default(), Disk::default());
+    let opened = AtomicBool::new(false);
+    let backend = Backend::new({
+        let disk = disk.clone();
+        move || if opened.swap(true, Ordering::Relaxed) { other.hold() } else { disk.hold() }
+    });
+    let options = Options { patience: Duration::from_millis(60), ..options() };
+    let (journal, _) = Journal::open_on(backend, options).unwrap();
+    disk.fail(0, 1);
+    let turn = Turn(vec![Write::State("{}".into())]);
+    assert!(journal.lane(instance("a")).submit(turn).settled().await.is_err());
+    let health = journal.health().borrow().clone();
+    assert!(matches!(health, Health::Dead(reason) if reason.ends_with("is not a journal")));
 }
 
 #[tokio::test]
@@ -684,7 +726,7 @@ async fn closing_commits_what_is_queued_and_releases_who_waits() {
 /// Runs two agents that keep state and events side by side, and looks at what each crash would leave.
 #[tokio::test]
 async fn every_crash_leaves_whole_turns_in_order() {
-    const TURNS: u64 = 60;
+    const TURNS: u64 = 400;
     let disk = Disk::default();
     let options = Options { retain_bytes: 20_000, ..options() };
     let journal = open(&disk, options.clone());
@@ -797,6 +839,8 @@ proptest! {
             let at = (cut * bytes.len() as f64) as usize;
             let whole = |bytes: &[u8]| Segment::open(last, bytes)?.try_for_each(|event| event.map(|_| ()));
             prop_assert!(whole(&bytes[..at]).is_err());
+            let newer = [&[bytes[0] + 1], &bytes[1..]].concat();
+            prop_assert!(whole(&newer).is_err());
             let mut changed = bytes.clone();
             changed[at] ^= flip;
             let _ = whole(&changed);

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::fault::Fault;
 use crate::id::{Digest, RunId, Seq};
 use crate::wasm::chunks::Chunks;
-use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Write};
+use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
 
 /// A run that may be shared between its store, the actor and whoever cancels it.
 #[derive(Clone)]
@@ -110,9 +110,10 @@ impl Run {
     /// A run of this tail; its answer goes to `answer`, if a client waits for one.
     pub fn new(tail: Arc<Tail>, origin: Origin, answer: Option<oneshot::Sender<Answered>>) -> Self {
         let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
-        // A resumed run is on record, but not as running; its `Start` is written anew.
-        let mark = Mark { recorded: false, seq, ended: false };
-        let streaming = origin.resumed_after.is_some();
+        let resumed = origin.resumed_after.is_some();
+        let mark = Mark { recorded: resumed, seq, ended: false };
+        // Whoever began a resumed run is gone; who comes back reads its events.
+        let streaming = resumed;
         let progress = Mutex::new(Progress { now: mark, submitted: mark, streaming, answer });
         Self(Arc::new(Inner { tail, origin, cancelled: CancellationToken::new(), progress }))
     }
@@ -154,6 +155,11 @@ impl Run {
             module,
             request: self.0.origin.request.clone(),
         });
+    }
+
+    /// Puts a resumed run on record as running again, so that another interruption counts.
+    pub(super) fn restart(&self, module: Digest, writes: &mut Vec<Write>) {
+        writes.push(Write::Start { tail: self.0.tail.clone(), module, request: None });
     }
 
     /// Makes the run a stream. Returns whether it was none before.
@@ -225,7 +231,7 @@ impl Run {
         let mut progress = self.progress();
         progress.now = progress.submitted;
         // A stream that never got on record has not answered either.
-        if !progress.submitted.recorded && self.0.origin.resumed_after.is_none() {
+        if !progress.submitted.recorded {
             progress.streaming = false;
         }
     }
@@ -256,14 +262,13 @@ fn outcome(failure: Option<&Fault>) -> Outcome {
     }
 }
 
-/// The turn that ends a run which nobody will go on with: its last event says why.
-pub fn epitaph(tail: &Arc<Tail>, module: Digest, last: Seq, fault: &Fault) -> Vec<Write> {
+/// The turn that ends a run on record which nobody will go on with: its last event says why.
+pub fn epitaph(tail: &Arc<Tail>, last: Seq, fault: &Fault) -> Turn {
     let origin =
         Origin { last_event_id: None, request: None, resumed_after: Some(last), permit: None };
     let run = Run::new(tail.clone(), origin, None);
     let mut writes = Vec::new();
-    run.record(module, &mut writes);
     run.end(Some(fault), &mut writes);
-    writes
+    Turn(writes)
 }
 

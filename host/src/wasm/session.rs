@@ -137,8 +137,7 @@ impl Session {
         let mut making = self.making();
         making.runs.insert(run.id(), run.clone());
         if run.origin().resumed_after.is_some() {
-            // On record as running again, so that another crash is counted.
-            run.record(self.module, &mut making.writes);
+            run.restart(self.module, &mut making.writes);
             making.touch(run);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! - `/steps?total=N&delay=MS` emits `{"n":1}` to `{"n":N}` as `step`, each exactly once. A resumption begins with an
 //!   event `resumed`, whose data is what the agent was given to resume with.
-//! - `/crash-loop` emits one event, then neither its call nor any resumption of it emits or ends.
+//! - `/crash-loop` emits one event, then neither its call nor any resumption of it emits or ends, unless it is cancelled.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ impl Agent for Phoenix {
             "/steps" => steps(run, &request).await,
             "/crash-loop" => {
                 run.emit("begun").await?;
-                hang().await
+                hang(run).await
             }
             _ => Ok(Reply::status(StatusCode::NOT_FOUND)),
         }
@@ -37,7 +37,7 @@ impl Agent for Phoenix {
 impl Resume for Phoenix {
     async fn on_resume(&self, run: &Run, request: Request, last_seq: u64) -> Result<Reply> {
         if request.path() == "/crash-loop" {
-            return hang().await;
+            return hang(run).await;
         }
         let headers: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
         let given = json!({
@@ -66,8 +66,9 @@ async fn steps(run: &Run, request: &Request) -> Result<Reply> {
     Ok(Reply::events())
 }
 
-async fn hang() -> Result<Reply> {
-    std::future::pending().await
+async fn hang(run: &Run) -> Result<Reply> {
+    run.cancelled().await;
+    Err(Error::Cancelled)
 }
 
 bureau_sdk::export!(Phoenix: Resume);

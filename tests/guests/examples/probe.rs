@@ -1,7 +1,8 @@
 //! One path for each thing that an agent may do, and for each that may go wrong with one.
 //!
 //! Numbers come by the query, see [`Options`]. A path `/x-after-emit` does what `/x` does when an event is
-//! durable already, and `/x-in-turn` when an event and a state of the same turn are not.
+//! durable already, `/x-in-turn` when an event and a state of the same turn are not, and
+//! `/x-in-turn-after-emit` when both is so.
 
 use std::cell::{Cell, RefCell};
 use std::iter::repeat_n;
@@ -15,9 +16,13 @@ use serde_json::Value;
 #[derive(Default)]
 struct Probe {
     calls: Cell<u64>,
-    waiting: RefCell<Vec<oneshot::Sender<()>>>,
+    waiting: Waiting,
+    chunks_written: Rc<Cell<u64>>,
     clients_left: Rc<Cell<u64>>,
 }
+
+/// Who waits to be released.
+type Waiting = Rc<RefCell<Vec<oneshot::Sender<()>>>>;
 
 #[derive(Deserialize)]
 #[serde(default)]
@@ -67,14 +72,17 @@ impl Agent for Probe {
     async fn on_request(&self, run: &Run, request: Request) -> Result<Reply> {
         let options: Options = request.query()?;
         let path = request.path();
-        if let Some(path) = path.strip_suffix("-after-emit") {
+        let after_emit = path.strip_suffix("-after-emit");
+        if after_emit.is_some() {
             run.emit("before").await?;
             run.flush().await?;
-            return fail(path);
         }
-        if let Some(path) = path.strip_suffix("-in-turn") {
+        let in_turn = after_emit.unwrap_or(path).strip_suffix("-in-turn");
+        if in_turn.is_some() {
             run.emit("never seen").await?;
             run.set_state("never seen")?;
+        }
+        if let Some(path) = in_turn.or(after_emit) {
             return fail(path);
         }
         match path {
@@ -94,6 +102,7 @@ impl Agent for Probe {
             }
 
             "/emit" => emit(run, options).await,
+            "/emit-held" => self.emit_held(run, options).await,
             "/emit-raw" => emit_raw(run, request.json()?).await,
             "/flood" => Ok(flood(run, &options)),
             "/open-only" => {
@@ -118,13 +127,18 @@ impl Agent for Probe {
                 run.emit("cancelled").await?;
                 Err(Error::Cancelled)
             }
-            "/chunks" => Ok(chunks(options)),
+            "/chunks" => Ok(self.chunks(options)),
+            "/chunks-trap" => Ok(chunks_then_trap(options)),
             "/chunks-endless" => Ok(self.endless_chunks(options)),
-            "/chunks-left" => Reply::json(&json!({ "left": self.clients_left.get() })),
+            "/chunks-told" => Reply::json(&json!({
+                "written": self.chunks_written.get(),
+                "left": self.clients_left.get(),
+            })),
 
             "/state" => state(run, &request),
             "/count" => count(run, options).await,
             "/storage" => storage(run, &request, options).await,
+            "/fill" => fill(run, &options),
             "/storage-list" => storage_list(run, options).await,
 
             "/memory" => {
@@ -132,16 +146,12 @@ impl Agent for Probe {
                 Reply::json(&json!({ "calls": self.calls.get() }))
             }
             "/wait" => {
-                let (release, released) = oneshot::channel();
-                self.waiting.borrow_mut().push(release);
-                released.await?;
+                let held = self.held();
+                println!("waiting to be released");
+                held.await?;
                 Ok(Reply::text("released"))
             }
-            "/release" => {
-                let waiting = self.waiting.take();
-                let released = waiting.into_iter().filter_map(|wait| wait.send(()).ok());
-                Reply::json(&json!({ "released": released.count() }))
-            }
+            "/release" => Reply::json(&json!({ "released": release(&self.waiting) })),
 
             _ => fail(path),
         }
@@ -224,27 +234,64 @@ fn flood(run: &Run, options: &Options) -> Reply {
     Reply::events()
 }
 
-fn chunks(options: Options) -> Reply {
+fn chunks_then_trap(options: Options) -> Reply {
     Reply::chunks(async move |mut body| {
         for n in 1..=options.count {
             body.write(options.numbered(n) + "\n").await?;
-            options.pause().await;
         }
-        Ok(())
+        std::process::abort()
     })
 }
 
 impl Probe {
+    /// Resolves when `/release` is called or a client of `/chunks-endless` leaves, from now on.
+    fn held(&self) -> oneshot::Receiver<()> {
+        let (release, released) = oneshot::channel();
+        self.waiting.borrow_mut().push(release);
+        released
+    }
+
+    /// Emits, waits to be released, and emits as much again.
+    async fn emit_held(&self, run: &Run, options: Options) -> Result<Reply> {
+        let held = self.held();
+        for n in 1..=options.count {
+            run.emit(options.numbered(n)).await?;
+        }
+        held.await?;
+        for n in options.count + 1..=2 * options.count {
+            run.emit(options.numbered(n)).await?;
+        }
+        Ok(Reply::events())
+    }
+
+    fn chunks(&self, options: Options) -> Reply {
+        let written = Rc::clone(&self.chunks_written);
+        Reply::chunks(async move |mut body| {
+            for n in 1..=options.count {
+                body.write(options.numbered(n) + "\n").await?;
+                written.update(|written| written + 1);
+                options.pause().await;
+            }
+            Ok(())
+        })
+    }
+
     fn endless_chunks(&self, options: Options) -> Reply {
-        let clients_left = Rc::clone(&self.clients_left);
+        let (clients_left, waiting) = (Rc::clone(&self.clients_left), Rc::clone(&self.waiting));
         Reply::chunks(async move |mut body| {
             while body.write(options.numbered(0) + "\n").await.is_ok() {
                 options.pause().await;
             }
             clients_left.update(|left| left + 1);
+            release(&waiting);
             Ok(())
         })
     }
+}
+
+/// Lets all go on who wait; returns how many did.
+fn release(waiting: &Waiting) -> usize {
+    waiting.take().into_iter().filter_map(|wait| wait.send(()).ok()).count()
 }
 
 fn state(run: &Run, request: &Request) -> Result<Reply> {
@@ -276,6 +323,14 @@ async fn storage(run: &Run, request: &Request, options: Options) -> Result<Reply
     Reply::json(
         &json!({ "value": value.map(|value| String::from_utf8_lossy(&value).into_owned()) }),
     )
+}
+
+/// Stores without ever waiting.
+fn fill(run: &Run, options: &Options) -> Result<Reply> {
+    for n in 1..=options.count {
+        run.storage().set(&n.to_string(), options.numbered(n).as_bytes())?;
+    }
+    Ok(Reply::text("filled"))
 }
 
 async fn storage_list(run: &Run, options: Options) -> Result<Reply> {

@@ -6,6 +6,7 @@ use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::JournalLimits;
 use crate::id::{Digest, InstanceKey};
 use crate::journal::{Journal, Lane, Options, Outcome, RunState, Tail, Turn, Write};
 
@@ -242,8 +243,7 @@ struct TestRun {
 impl TestRun {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options: Options =
-            crate::config::JournalLimits::default().options(dir.path().join("journal"));
+        let options = Options::new(&JournalLimits::default(), dir.path().join("journal"));
         let (journal, _) = Journal::open(options).unwrap();
         let key = InstanceKey::new("agent".parse().unwrap(), "demo").unwrap();
         let tail = journal.tail(&key, run());

@@ -1,0 +1,86 @@
+//! A client of a host, of its agents and of its operator's address.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response};
+
+use super::stream::Stream;
+
+/// What a test asks a host by.
+pub struct Client {
+    /// Where the host serves agents, `http://127.0.0.1:PORT`.
+    pub url: String,
+    /// Where it serves its operator.
+    pub admin: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client of the host at these addresses.
+    pub(super) fn new(url: String, admin: String) -> Self {
+        Self { url, admin, http: reqwest::Client::new() }
+    }
+
+    /// A request to a path below `/agents/`.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, self.agent_url(path))
+    }
+
+    /// The URL of a path below `/agents/`.
+    pub fn agent_url(&self, path: &str) -> String {
+        format!("{}/agents/{path}", self.url)
+    }
+
+    /// Gets a path below `/agents/`.
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(Method::GET, path).send().await.expect("the host answers")
+    }
+
+    /// Gets JSON from a path below `/agents/`.
+    pub async fn json(&self, path: &str) -> serde_json::Value {
+        self.get(path).await.json().await.expect("the agent answers with JSON")
+    }
+
+    /// Posts JSON to a path below `/agents/`.
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> Response {
+        let request = self.request(Method::POST, path).json(body);
+        request.send().await.expect("the host answers")
+    }
+
+    /// Opens the event stream at a path below `/agents/`.
+    pub async fn stream(&self, path: &str) -> Stream {
+        Stream::open(self.request(Method::GET, path)).await
+    }
+
+    /// Opens the event stream at a path below `/agents/` after the event of this id.
+    pub async fn resume(&self, path: &str, last_event_id: &str) -> Stream {
+        let request = self.request(Method::GET, path);
+        Stream::open(request.header("last-event-id", last_event_id)).await
+    }
+
+    /// A request to the admin address.
+    pub async fn admin(&self, method: Method, path: &str) -> Response {
+        let url = format!("{}{path}", self.admin);
+        self.http.request(method, url).send().await.expect("the host answers its operator")
+    }
+
+    /// The host's own figures, without their prefix `bureau_`.
+    pub async fn metrics(&self) -> HashMap<String, u64> {
+        let text = self.admin(Method::GET, "/metrics").await.text().await.unwrap();
+        let figures = text.lines().filter_map(|line| line.strip_prefix("bureau_")?.split_once(' '));
+        figures.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+    }
+
+    /// Waits until one of the host's figures satisfies this, and returns it.
+    pub async fn reaches(&self, metric: &str, what: impl Fn(u64) -> bool) -> u64 {
+        loop {
+            let figure = self.metrics().await[metric];
+            if what(figure) {
+                return figure;
+            }
+            // Polling another process's figures: there is nothing to be woken by.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
