@@ -11,6 +11,8 @@ mod http;
 mod sse;
 mod agents;
 mod turns;
+mod faults;
+mod memory;
 mod floors;
 mod crash;
 mod reconnect;

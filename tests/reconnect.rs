@@ -18,7 +18,7 @@ use crate::support::{Started, TestHost};
 /// How many events each client reads.
 const EVENTS: usize = 1000;
 
-/// The client's first delay is the one that it knows of itself; after the first event it is the host's.
+/// Clients heed the host's delay from the first event on; before it they have one of their own.
 const RETRY: &str = "[http]\nretry = \"1ms\"";
 
 #[tokio::test]
@@ -43,15 +43,20 @@ async fn a_client_whose_connections_are_cut_at_random_bytes_sees_every_event_onc
 async fn a_client_whose_host_is_killed_as_well_sees_every_event_once() {
     let mut host = Some(TestHost::serving(&["resume"]).config(RETRY).start());
     let proxy = Proxy::start(host.as_ref().unwrap(), 0).await;
-    let mut client = proxy.client(&format!("resume/one?total={EVENTS}&delay=0"));
+    let mut client = proxy.client(&format!("resume/one?total={EVENTS}&delay=1"));
+    let mut log = Vec::new();
     let seen = Seen::by(&mut client, |count| {
         if [250, 500, 750].contains(&count) {
-            let again = host.take().expect("there is always a host").kill().start();
-            proxy.redirect(&again);
-            host = Some(again);
+            let first = host.take().expect("there is always a host");
+            log.extend(first.log());
+            let second = first.kill().start();
+            proxy.redirect(&second);
+            host = Some(second);
         }
     });
     let seen = seen.await;
+    log.extend(host.as_ref().unwrap().log());
+    assert!(log.iter().any(|line| line.contains("\"resuming\"")), "no end of a host met the run");
     seen.check(0);
     let numbers = (1..=EVENTS).map(|n| format!("{{\"n\":{n}}}"));
     assert!(numbers.eq(seen.data.iter().cloned()), "{:?}", seen.data);

@@ -184,7 +184,7 @@ impl Default for JournalLimits {
             page_bytes: 256 * KIB,
             backlog_bytes: 4 * MIB,
             retain_for: Duration::from_secs(7 * 24 * 60 * 60),
-            retain_bytes: 10 * GIB,
+            retain_bytes: 4 * GIB,
             patience: Duration::from_secs(30),
         }
     }

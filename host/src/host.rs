@@ -118,7 +118,7 @@ impl Host {
         let served = tokio::select! {
             () = server::serve(listener, service, &config.http, shutdown.clone()) => Ok(()),
             () = stop => Ok(()),
-            Some(Health::Dead(why)) = died => Err(anyhow::anyhow!(why)),
+            Some(Health::Dead(why)) = died => Err(anyhow::anyhow!("the journal gave up: {why}")),
             ended = sweeper => ended.context("the instance sweeper ended"),
         };
         directory.drain();

@@ -17,6 +17,7 @@ pub struct TestHost {
     components: Vec<PathBuf>,
     config: String,
     log: String,
+    setup: String,
     directory: TempDir,
 }
 
@@ -33,12 +34,19 @@ impl TestHost {
     pub fn serving(agents: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("there is room for a temporary directory");
         let components = agents.iter().map(|agent| guest(agent)).collect();
-        Self { components, config: String::new(), log: "info".into(), directory }
+        let (config, setup) = (String::new(), String::new());
+        Self { components, config, log: "info".into(), setup, directory }
     }
 
     /// Logs what this filter lets through.
     pub fn log(mut self, filter: &str) -> Self {
         self.log = filter.to_owned();
+        self
+    }
+
+    /// Runs these shell commands in the process that the program then takes over.
+    pub fn after(mut self, setup: &str) -> Self {
+        self.setup = setup.to_owned();
         self
     }
 
@@ -83,7 +91,9 @@ impl TestHost {
         share_compiled_code(&self.data());
         let config = self.directory.path().join("bureau.toml");
         std::fs::write(&config, &self.config).unwrap();
-        let mut program = Command::new(env!("CARGO_BIN_EXE_bureau"));
+        let mut program = Command::new("sh");
+        program.arg("-c").arg(format!("{}\nexec \"$0\" \"$@\"", self.setup));
+        program.arg(env!("CARGO_BIN_EXE_bureau"));
         program.arg("serve").arg("--agents").arg(&agents).arg("--data").arg(self.data());
         program.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).arg("--config").arg(config);
         program.env("RUST_LOG", &self.log);
@@ -220,6 +230,7 @@ impl Started {
             components: Vec::new(),
             config: String::new(),
             log: String::new(),
+            setup: String::new(),
             directory: TempDir::with_prefix("left").unwrap(),
         };
         std::mem::replace(&mut self.how, nothing)

@@ -29,6 +29,8 @@ impl InProcess {
         share_compiled_code(directory.path());
         let overrides = Overrides { data: Some(directory.path().into()), ..Overrides::default() };
         let mut config = Config::load(None, overrides).unwrap();
+        // The room that is reserved for instances is that of a process, which here has many hosts.
+        config.instances.live = 64;
         adjust(&mut config);
         let host = Host::open_on(config, disk.backend()).unwrap();
         for agent in agents {

@@ -15,7 +15,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -111,10 +110,6 @@ impl Directory {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
     /// Hands a call to the instance, starting it if it is not live on this module. `call` is made with the
     /// instance's ledger.
     pub fn send(
@@ -160,16 +155,14 @@ impl Directory {
         let Some(current) = current else {
             return Err(Refused { call: Box::new(call), fault: Fault::Internal });
         };
-        let in_flight = &current.load.in_flight;
-        if in_flight.load(Ordering::Acquire) >= limits.runs {
+        if current.load.in_flight() >= limits.runs {
             return Err(Refused { call: Box::new(call), fault: busy(limits.runs) });
         }
         // Counted before the actor can end it, and under the lock that retiring takes, so that a store with
         // a call on its way is never idle.
-        in_flight.fetch_add(1, Ordering::AcqRel);
-        current.load.last_used.store(self.now(), Ordering::Relaxed);
+        current.load.sent();
         current.mailbox.try_send(call).map_err(|refused| {
-            in_flight.fetch_sub(1, Ordering::AcqRel);
+            current.load.ended();
             Refused { call: Box::new(refused.into_inner()), fault: busy(limits.mailbox) }
         })
     }
@@ -192,7 +185,7 @@ impl Directory {
         live.generations += 1;
         live.current += 1;
         let generation = Generation(live.generations);
-        let load = Arc::new(Load::default());
+        let load = Arc::new(Load::new(self.0.began));
         let session = Arc::new(Session::new(
             slot.ledger.clone(),
             deployed.module.digest(),
@@ -220,12 +213,11 @@ impl Directory {
             .slots
             .values_mut()
             .filter_map(|slot| {
-                let load = &slot.current.as_ref()?.load;
-                let last_used = load.last_used.load(Ordering::Relaxed);
-                (load.in_flight.load(Ordering::Acquire) == 0).then_some((last_used, slot))
+                let since = slot.current.as_ref()?.load.idle_since()?;
+                Some((since, slot))
             })
             .collect();
-        idle.sort_unstable_by_key(|(last_used, _)| *last_used);
+        idle.sort_unstable_by_key(|(since, _)| *since);
         let evicted = idle.len().min(EVICTED).min(1 + self.0.limits.live / 2);
         for (_, slot) in idle.into_iter().take(evicted) {
             slot.current = None;
@@ -246,17 +238,17 @@ impl Directory {
 
     /// Retires instances that had no call for the idle time, again and again.
     pub async fn sweep(self) {
-        let idle = u64::try_from(self.0.limits.idle.as_millis()).unwrap_or(u64::MAX);
-        let mut tick = tokio::time::interval(Duration::from_millis(idle.clamp(20, 1000)));
+        let idle = self.0.limits.idle;
+        let every = idle.clamp(Duration::from_millis(20), Duration::from_secs(1));
+        let mut tick = tokio::time::interval(every);
         loop {
             tick.tick().await;
-            let horizon = self.now().saturating_sub(idle);
+            let horizon = self.0.began.elapsed().saturating_sub(idle);
             let mut live = self.live();
             let mut retired = 0;
             for slot in live.slots.values_mut() {
                 let sat_idle = |current: &mut Current| {
-                    current.load.in_flight.load(Ordering::Acquire) == 0
-                        && current.load.last_used.load(Ordering::Relaxed) < horizon
+                    current.load.idle_since().is_some_and(|since| since < horizon)
                 };
                 retired += usize::from(slot.current.take_if(sat_idle).is_some());
             }

@@ -7,7 +7,8 @@
 //! back through `on-resume`, ended as `interrupted` when the module does not resume, or ended as `gave-up` when it was
 //! interrupted [`MAX_INTERRUPTIONS`] times without getting any further. Runs of agents that are not served wait.
 //!
-//! **Limits.** A number of resumptions under way at once; the others wait their turn, and their readers with them.
+//! **Limits.** A number of resumptions under way at once; the others wait their turn, and their readers with them. A
+//! resumed run has its place until it ends, but no longer than [`PLACE`]: runs without end must not keep out others.
 //!
 //! **Cost.** A record and a tail per waiting run.
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::agent::directory::{Directory, Refused};
 use crate::agent::registry::Deployed;
@@ -29,6 +30,9 @@ const MAX_INTERRUPTIONS: u32 = 3;
 
 /// How long to wait when an instance cannot take a resumption now.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How long a resumed run counts as one of those under way.
+const PLACE: Duration = Duration::from_secs(5);
 
 /// Header fields that are not kept for a resumption: they are the client's to show, not the host's to store.
 const SECRET: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
@@ -62,16 +66,19 @@ impl Resumptions {
             };
             waiting.extract_if(.., ours).collect()
         };
+        let mut resumable = Vec::new();
         for unfinished in runs {
-            if unfinished.record.interruptions >= MAX_INTERRUPTIONS {
-                self.bury(&unfinished, &Fault::GaveUp);
-                continue;
-            }
             let request = unfinished.request.as_deref().and_then(restore);
             match request.filter(|_| deployed.module.resumes()) {
-                Some(request) => self.resume(unfinished, &deployed, request).await,
+                _ if unfinished.record.interruptions >= MAX_INTERRUPTIONS => {
+                    self.bury(&unfinished, &Fault::GaveUp);
+                }
                 None => self.bury(&unfinished, &Fault::Interrupted),
+                Some(request) => resumable.push((unfinished, request)),
             }
+        }
+        for (unfinished, request) in resumable {
+            self.resume(unfinished, &deployed, request).await;
         }
     }
 
@@ -90,11 +97,12 @@ impl Resumptions {
         // The semaphore lives as long as `self` and is never closed.
         let Ok(permit) = self.at_once.clone().acquire_owned().await else { return };
         tracing::info!(instance = %record.instance, run = %record.run, after = %record.last, "resuming");
+        let (held, gone) = oneshot::channel();
         let origin = Origin {
             last_event_id: None,
             request: None,
             resumed_after: Some(record.last),
-            permit: Some(permit),
+            gone: Some(held),
         };
         let run = Run::new(tail, origin, None);
         let mut call = Call { run, request, entry: Entry::Resume(record.last) };
@@ -105,6 +113,11 @@ impl Resumptions {
             tokio::time::sleep(RETRY).await;
             call = *refused;
         }
+        tokio::spawn(async move {
+            // Either way its place is free.
+            drop(tokio::time::timeout(PLACE, gone).await);
+            drop(permit);
+        });
     }
 }
 

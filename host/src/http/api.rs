@@ -123,7 +123,7 @@ impl Api {
             return Err(Fault::JournalUnavailable.into());
         }
         let request = self.read(path, request).await?;
-        self.run(instance, deployed, request, reset).await
+        self.run(instance, deployed, request, reset, accept).await
     }
 
     /// Answers a client that says where it stopped reading, if that can be told.
@@ -209,6 +209,7 @@ impl Api {
         deployed: Arc<Deployed>,
         request: AgentRequest,
         reset: Option<Reset>,
+        accept: Accept,
     ) -> Result<Response<Body>, Problem> {
         let id = RunId::generate();
         let (sender, answered) = oneshot::channel();
@@ -216,7 +217,7 @@ impl Api {
             last_event_id: reset.as_ref().map(|(id, _)| id.clone()),
             request: deployed.module.resumes().then(|| agent::keep(&request)),
             resumed_after: None,
-            permit: None,
+            gone: None,
         };
         self.directory
             .send(&instance, &deployed, |ledger| {
@@ -243,7 +244,7 @@ impl Api {
                 tracing::warn!(%instance, run = %id, "the agent's response cannot be sent: {why}");
             }
         })
-        .unwrap_or_else(|fault| Problem::from(fault).response(Accept::ANY, self.config.http.retry));
+        .unwrap_or_else(|fault| Problem::from(fault).response(accept, self.config.http.retry));
         identify(&mut response, id, deployed.module.digest());
         Ok(response)
     }

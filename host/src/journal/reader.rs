@@ -8,7 +8,8 @@
 //! cursor; where the tail no longer has it, it reads a page from the store; where there is nothing, it
 //! waits for the tail to move. Replay and live are one loop, and as only durable events reach a tail, the
 //! two sources never disagree. The events of a run are numbered without a gap, so a reader that finds one
-//! (retention deleted the run under it) knows it and says [`Step::Broken`].
+//! (retention deleted the run under it) knows it and says [`Step::Broken`]. A store that fails is opened
+//! again by the writer; a reader that needs it meanwhile waits, as it does for events.
 //!
 //! **Limits.** A page is at most [`Options::page_bytes`](super::Options::page_bytes), or one event.
 //!
@@ -18,9 +19,13 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::handle::Shared;
-use super::tail::{Buffered, Following, Place};
+use super::tail::{Buffered, Following, Gauge, Place};
 use super::{Event, Health, Located, NotResumable, Outcome, RunRecord, StoreError, Tail};
 use crate::event;
 use crate::id::{Cursor, InstanceKey, Seq};
@@ -50,6 +55,13 @@ pub struct Page {
     _buffered: Buffered,
 }
 
+impl Page {
+    fn new(events: Vec<Arc<Event>>, gauge: &Arc<Gauge>) -> Self {
+        let bytes = events.iter().map(|event| event.size()).sum();
+        Self { events, _buffered: gauge.buffered(bytes) }
+    }
+}
+
 impl Deref for Page {
     type Target = [Arc<Event>];
 
@@ -75,37 +87,38 @@ impl Reader {
 
     /// Waits for what follows. A call that is dropped has read nothing.
     pub async fn next(&mut self) -> Step {
-        let events = match self.following().await {
-            Ok(events) => events,
+        let page = match self.following().await {
+            Ok(page) => page,
             Err(step) => return step,
         };
         let expected = (self.cursor.0 + 1)..;
-        let whole = expected.zip(&events).all(|(seq, event)| event.seq == Seq(seq));
-        let Some(last) = events.last().filter(|_| whole) else {
+        let whole = expected.zip(&*page).all(|(seq, event)| event.seq == Seq(seq));
+        let Some(last) = page.last().filter(|_| whole) else {
             return Step::Broken("the run is no longer kept".into());
         };
         self.cursor = last.seq;
-        let bytes = events.iter().map(|event| event.size()).sum();
-        Step::Events(Page { events, _buffered: self.shared.gauge.buffered(bytes) })
+        Step::Events(page)
     }
 
     /// Waits for events, or for the step in place of events.
-    async fn following(&self) -> Result<Vec<Arc<Event>>, Step> {
+    async fn following(&self) -> Result<Page, Step> {
         let page_bytes = self.shared.page_bytes;
         let mut health = self.shared.health.subscribe();
         loop {
-            // Taken before the question, so that an answer that comes after it is not missed.
+            // Both taken before the question, so that an answer that comes after it is not missed.
             let moved = self.tail.moved();
+            health.mark_unchanged();
             match self.tail.following(self.cursor, page_bytes) {
-                Following::Events(events) => return Ok(events),
+                Following::Events(events) => return Ok(Page::new(events, &self.shared.gauge)),
                 Following::End(outcome) => return Err(Step::End(outcome)),
-                Following::Stored => {
-                    let fetched = self.fetch(page_bytes).await;
-                    return fetched.map_err(|error| Step::Broken(error.to_string()));
-                }
+                Following::Stored => match self.fetch(page_bytes).await {
+                    Ok(page) => return Ok(page),
+                    Err(_) if may_pass(&mut health).await => continue,
+                    Err(error) => return Err(Step::Broken(error.to_string())),
+                },
                 Following::Nothing => {}
             }
-            if let Health::Dead(reason) = &*health.borrow_and_update() {
+            if let Health::Dead(reason) = &*health.borrow() {
                 return Err(Step::Broken(reason.clone()));
             }
             tokio::select! {
@@ -115,9 +128,28 @@ impl Reader {
         }
     }
 
-    async fn fetch(&self, max_bytes: usize) -> Result<Vec<Arc<Event>>, StoreError> {
+    async fn fetch(&self, max_bytes: usize) -> Result<Page, StoreError> {
         let (shared, run, after) = (Arc::clone(&self.shared), self.tail.run(), self.cursor);
-        blocking(move || shared.store.events(run, after, max_bytes)).await
+        blocking(move || {
+            let events = shared.store.events(run, after, max_bytes)?;
+            Ok(Page::new(events, &shared.gauge))
+        })
+        .await
+    }
+}
+
+/// How long a failure to read may precede the news that the store has failed: an idle writer looks at the
+/// store less often than every second, but not by much.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// Waits until a read that has failed may succeed, as the store was opened again; false when it will not.
+async fn may_pass(health: &mut watch::Receiver<Health>) -> bool {
+    let now = health.borrow().clone();
+    match now {
+        Health::Dead(_) => false,
+        Health::Failing(_) => health.changed().await.is_ok(),
+        // What the writer does not meet too is not the store's failure but the damage of these events.
+        Health::Good => timeout(NEWS, health.changed()).await.is_ok(),
     }
 }
 

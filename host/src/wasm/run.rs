@@ -22,7 +22,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::fault::Fault;
@@ -49,8 +49,8 @@ pub struct Origin {
     pub request: Option<Bytes>,
     /// A resumed run's last durable event.
     pub resumed_after: Option<Seq>,
-    /// What bounds the number of resumptions under way; held until the run is gone.
-    pub permit: Option<OwnedSemaphorePermit>,
+    /// Closed when the run is gone, for whoever bounds the number of resumptions under way.
+    pub gone: Option<oneshot::Sender<()>>,
 }
 
 struct Progress {
@@ -265,7 +265,7 @@ fn outcome(failure: Option<&Fault>) -> Outcome {
 /// The turn that ends a run on record which nobody will go on with: its last event says why.
 pub fn epitaph(tail: &Arc<Tail>, last: Seq, fault: &Fault) -> Turn {
     let origin =
-        Origin { last_event_id: None, request: None, resumed_after: Some(last), permit: None };
+        Origin { last_event_id: None, request: None, resumed_after: Some(last), gone: None };
     let run = Run::new(tail.clone(), origin, None);
     let mut writes = Vec::new();
     run.end(Some(fault), &mut writes);

@@ -20,10 +20,12 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use pin_project_lite::pin_project;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::config::InstanceLimits;
 use crate::event;
@@ -50,12 +52,50 @@ pub struct Session {
 }
 
 /// How busy a store is, for whoever sends it calls or wants to retire it.
-#[derive(Default)]
 pub struct Load {
     /// Calls sent and not ended.
-    pub in_flight: AtomicUsize,
-    /// When the last call was sent or ended, by the directory's clock.
-    pub last_used: AtomicU64,
+    in_flight: AtomicUsize,
+    /// When the last call was sent or ended, in milliseconds since `began`.
+    last_used: AtomicU64,
+    began: Instant,
+}
+
+impl Load {
+    /// The load of a store without calls. Times are told from `began` on, so that those of stores compare.
+    pub fn new(began: Instant) -> Self {
+        let load = Self { in_flight: AtomicUsize::new(0), last_used: AtomicU64::new(0), began };
+        load.touch();
+        load
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_used.store(now, Ordering::Relaxed);
+    }
+
+    /// A call is on its way.
+    pub fn sent(&self) {
+        self.touch();
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A call has ended, or was not taken.
+    pub fn ended(&self) {
+        // Before the count, so that who finds the store idle also finds since when.
+        self.touch();
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Calls sent and not ended.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Since when the store has no calls, if it has none.
+    pub fn idle_since(&self) -> Option<Duration> {
+        (self.in_flight() == 0)
+            .then(|| Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
+    }
 }
 
 /// The turn being made, and the runs that may take part in it.
@@ -314,7 +354,7 @@ impl Session {
         (making.runs, making.idle) = (runs, idle);
         for id in &ended {
             if making.runs.remove(id).is_some() {
-                self.load.in_flight.fetch_sub(1, Ordering::AcqRel);
+                self.load.ended();
             }
         }
         drop(making);

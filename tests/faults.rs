@@ -1,0 +1,168 @@
+//! A disk that fails: nothing is shown that is not on it, whoever asks is told, and when it works again everything goes
+//! on where it was. A disk that goes on failing ends the host, which says why.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bureau::config::{Config, JournalLimits};
+use bureau::id::{Cursor, InstanceKey};
+use bureau::journal::{Journal, Options};
+use futures_util::future::join_all;
+use reqwest::header::{ACCEPT, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Disk, Fault, InProcess, Stream, TestHost, problem};
+
+/// Each number of changes before the first failure, so that every step of a commit is the one that fails.
+const FAULTS: Range<usize> = 0..32;
+
+/// What each run counts.
+const COUNT: u64 = 12;
+
+/// Hosts at once: most of the time they wait to try again.
+const HOSTS: usize = 8;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_at_any_write_shows_nothing_and_loses_nothing() {
+    faults(|_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_at_any_write_does_not_break_a_stream_that_reads_the_store() {
+    // Tails that hold no event.
+    faults(|config| config.journal.tail_bytes = 1).await;
+}
+
+async fn faults(adjust: fn(&mut Config)) {
+    let hosts = (0..HOSTS).map(async |first| {
+        let disk = Disk::default();
+        let host = InProcess::serving(&["probe"], &disk, adjust).await;
+        for after in FAULTS.skip(first).step_by(HOSTS) {
+            fault(&host, &disk, after).await;
+        }
+        host.stop().await;
+    });
+    join_all(hosts).await;
+}
+
+/// A run that counts, a client that reads it, another one that keeps on writing, and a disk that fails under them.
+async fn fault(host: &InProcess, disk: &Disk, after: usize) {
+    let name = format!("fault-{after}");
+    let stream = host.stream(&format!("probe/{name}/count?count={COUNT}&delay=1")).await;
+    let reader = tokio::spawn(read(stream, name.clone(), disk.clone()));
+    disk.fail(Fault { after, forgets: after % 2 == 1 });
+
+    let mut acknowledged = 0;
+    let refused = loop {
+        let response = write(host, &name, acknowledged + 1).await;
+        if response.status() != StatusCode::OK {
+            break response;
+        }
+        acknowledged += 1;
+    };
+    // The write that met the fault, and one that came when it was known.
+    for refused in [refused, write(host, &name, acknowledged + 1).await] {
+        assert_eq!(refused.headers()[RETRY_AFTER], "2");
+        assert_eq!(problem(refused).await, "503 journal-unavailable host");
+    }
+    let browser = host.request(Method::GET, "probe/any/emit").header(ACCEPT, "text/event-stream");
+    let browser = browser.send().await.unwrap();
+    assert_eq!(browser.status(), StatusCode::OK, "a browser gives up on anything else");
+    assert_eq!(browser.text().await.unwrap(), "retry: 2000\n");
+    let ready = host.admin(Method::GET, "/readyz").await;
+    assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(ready.text().await.unwrap().starts_with("journal: "));
+    assert_eq!(host.admin(Method::GET, "/healthz").await.status(), StatusCode::OK);
+
+    disk.heal();
+    reader.await.unwrap();
+    let ready = host.admin(Method::GET, "/readyz").await;
+    assert_eq!((ready.status(), ready.text().await.unwrap().as_str()), (StatusCode::OK, "ready\n"));
+    let kept = host.json(&format!("probe/{name}-state/state")).await["n"].as_u64().unwrap_or(0);
+    // The write that met the fault may have been made, but no client was told so.
+    assert!((acknowledged..=acknowledged + 1).contains(&kept), "{kept} of {acknowledged}");
+    assert_eq!(write(host, &name, 99).await.status(), StatusCode::OK);
+}
+
+async fn write(host: &InProcess, name: &str, n: u64) -> Response {
+    let request = host.request(Method::PUT, &format!("probe/{name}-state/state"));
+    request.json(&json!({ "n": n })).send().await.expect("the host answers")
+}
+
+/// Reads a run that counts to its end, and looks on the disk for each event as it comes.
+async fn read(mut stream: Stream, name: String, disk: Disk) {
+    let instance = InstanceKey::new("probe".parse().unwrap(), &name).unwrap();
+    for n in 1..=COUNT {
+        let event = stream.next().await.expect("the run is not over");
+        assert_eq!(serde_json::from_str::<Value>(&event.data).unwrap(), json!({ "n": n }));
+        let cursor: Cursor = event.id.parse().unwrap();
+        assert_eq!(cursor.seq.0, n);
+        let journal = on(&disk.survivor());
+        let run = journal.run(cursor.run).unwrap().expect("a run that is read is durable");
+        assert!(run.last >= cursor.seq, "{cursor} is shown, and {} is durable", run.last);
+        let state: u64 = journal.state(&instance).unwrap().unwrap().parse().unwrap();
+        assert!(state >= n, "{n} is shown, and the state is {state}");
+        journal.close().await;
+    }
+    assert_eq!(stream.next().await, None);
+}
+
+fn on(disk: &Disk) -> Journal {
+    let limits = JournalLimits { cache_bytes: 1 << 20, ..JournalLimits::default() };
+    let options = Options::new(&limits, "survivor.redb".into());
+    Journal::open_on(disk.backend(), options).unwrap().0
+}
+
+#[tokio::test]
+async fn a_host_whose_disk_goes_on_failing_ends_and_names_the_journal() {
+    let disk = Disk::default();
+    let impatient = |config: &mut Config| {
+        config.journal.patience = Duration::from_millis(1);
+        config.grace = Duration::from_millis(1);
+    };
+    let host = InProcess::serving(&["probe"], &disk, impatient).await;
+    let mut stream = host.stream("probe/demo/hang").await;
+    assert_eq!(stream.next().await.unwrap().data, "waiting");
+    disk.fail(Fault { after: 0, forgets: false });
+    let refused = write(&host, "demo", 1).await;
+    assert_eq!(problem(refused).await, "503 journal-unavailable host");
+    let end = stream.try_next().await;
+    assert!(!matches!(end, Some(Ok(_))), "nothing follows, and the run is not over: {end:?}");
+    let error = host.ended().await.unwrap_err().to_string();
+    assert!(error.starts_with("the journal gave up: "), "{error}");
+    assert!(error.ends_with("the disk is on fire"), "{error}");
+}
+
+/// The program itself, on a file that may not grow, as on a disk that is full.
+#[tokio::test]
+async fn a_program_whose_disk_is_full_ends_with_a_message_and_keeps_what_it_has_shown() {
+    let host = TestHost::serving(&["probe"])
+        .config("journal.patience = '1ms'")
+        // In blocks of 512 bytes; a process that ignores the signal is told by an error instead.
+        .after("trap '' XFSZ; ulimit -f 8192")
+        .start();
+    let mut stream = host.stream("probe/demo/emit?count=2000&size=10000&delay=1").await;
+    let run = stream.headers["bureau-run"].to_str().unwrap().to_owned();
+    let mut shown = 0;
+    while let Some(Ok(event)) = stream.try_next().await {
+        shown += 1;
+        assert_eq!(event.id, format!("{run}-{shown}"));
+    }
+    assert!(shown > 0);
+    let last_words = host.logged(|line| line.starts_with("bureau: ")).await;
+    assert!(last_words.starts_with("bureau: the journal gave up: "), "{last_words}");
+    assert!(last_words.contains("File too large"), "{last_words}");
+    let (status, host) = host.ended();
+    assert_eq!(status.code(), Some(1));
+
+    let host = host.after("").start();
+    let mut events = host.resume("probe/demo", &format!("{run}-0")).await.rest().await;
+    let failed = events.pop().unwrap();
+    assert_eq!(failed.name, "failed");
+    assert!(events.len() >= shown, "{} of {shown}", events.len());
+    for (n, event) in (1..).zip(events) {
+        assert_eq!(event.id, format!("{run}-{n}"));
+        assert!(event.data.starts_with(&format!("{n}.")));
+    }
+}

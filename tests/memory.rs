@@ -1,0 +1,80 @@
+//! Readers cost cursors: however long a run is, and however many read it, fast or not at all, what the host holds of it
+//! is bounded by its limits, as its own figures say.
+
+use std::thread::available_parallelism;
+
+use futures_util::future::join_all;
+
+use crate::support::{Connection, TestHost};
+
+const KIB: u64 = 1 << 10;
+
+/// What the host counts of an event beside its data.
+const OVERHEAD: u64 = 64;
+
+#[tokio::test]
+async fn a_hundred_thousand_events_are_read_late_and_after_a_stall_in_bounded_memory() {
+    const EVENTS: u64 = 100_000;
+    let host = TestHost::serving(&["probe"])
+        .config("journal = { tail_bytes = '64 KiB', page_bytes = '64 KiB' }")
+        .config("http.write_stall = '10m'")
+        .start();
+
+    // Begins the run, reads a little of it, and then nothing until it is over: the events are more than the kernel
+    // takes. HTTP/1.0 has no chunks to put together.
+    let mut stalled = Connection::narrow(&host.url).await;
+    let path = format!("/agents/probe/long/emit?count={EVENTS}&size=100");
+    stalled.send(format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+    let head = stalled.until("data: 1.").await;
+    let (_, run) = head.split_once("bureau-run: ").unwrap();
+    let run = run.lines().next().unwrap().to_owned();
+    host.reaches("events_total", |events| events == EVENTS).await;
+    host.reaches("live_runs", |runs| runs == 0).await;
+
+    // Begins when the run is over, while the other one goes on.
+    let late = async { host.resume("probe/long", &format!("{run}-0")).await.rest().await };
+    let (late, stalled) = tokio::join!(late, stalled.rest());
+    for (n, event) in (1..=EVENTS).zip(&late) {
+        assert_eq!(event.id, format!("{run}-{n}"));
+        assert_eq!(event.data, format!("{n:.<100}"));
+    }
+    assert_eq!(late.len() as u64, EVENTS);
+    let (_, wire) = stalled.split_once("retry: 2000\n").unwrap();
+    let expected = (1..=EVENTS).map(|n| format!("id: {run}-{n}\ndata: {n:.<100}\n\n"));
+    assert!(wire.split_inclusive("\n\n").map(|event| event.trim_start_matches(":\n")).eq(expected));
+
+    // The run's tail, which the stalled one keeps, and a page for each of the two.
+    let bound = 64 * KIB + 2 * 64 * KIB;
+    let peak = host.metrics().await["buffered_bytes_peak"];
+    assert!((64 * KIB..=bound).contains(&peak), "{peak} of {bound}");
+}
+
+#[tokio::test]
+async fn two_hundred_readers_of_a_live_run_share_what_is_held_of_it() {
+    const READERS: u64 = 200;
+    const EVENTS: u64 = 500;
+    const SIZE: u64 = KIB;
+    let host = TestHost::serving(&["probe"])
+        .config("journal = { tail_bytes = '1 MiB', page_bytes = '16 KiB' }")
+        .start();
+    let path = format!("probe/shared/emit?count={EVENTS}&size={SIZE}&delay=1");
+    let first = host.stream(&path).await;
+    let run = first.headers["bureau-run"].to_str().unwrap().to_owned();
+    let start = format!("{run}-0");
+    let others = (1..READERS).map(|_| host.resume("probe/shared", &start));
+    let mut streams = join_all(others).await;
+    streams.push(first);
+    for events in join_all(streams.into_iter().map(|stream| stream.rest())).await {
+        assert!(events.iter().map(|event| &event.id).eq(&ids(&run, EVENTS)));
+    }
+
+    // The run, all of which its tail holds, and a page for each reader that is served at the same moment.
+    let at_once = available_parallelism().unwrap().get() as u64;
+    let bound = EVENTS * (SIZE + OVERHEAD) + at_once * 16 * KIB;
+    let peak = host.metrics().await["buffered_bytes_peak"];
+    assert!((EVENTS * SIZE..=bound).contains(&peak), "{peak} of {bound}");
+}
+
+fn ids(run: &str, count: u64) -> Vec<String> {
+    (1..=count).map(|n| format!("{run}-{n}")).collect()
+}
