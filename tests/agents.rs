@@ -1,8 +1,8 @@
 //! What an agent may do, what becomes of it, and what no agent can do to another.
 
-use futures_util::{FutureExt as _, StreamExt as _};
 use futures_util::future::{join_all, ready};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -336,7 +336,8 @@ async fn memory_goes_with_an_idle_instance_and_state_and_storage_do_not() {
 #[tokio::test]
 async fn past_the_cap_the_idle_instances_go_that_were_used_least_recently() {
     let host = TestHost::serving(&["probe"]).config("instances.live = 8").start();
-    let calls = async |name: &str| host.json(&format!("probe/{name}/memory")).await["calls"].clone();
+    let calls =
+        async |name: &str| host.json(&format!("probe/{name}/memory")).await["calls"].clone();
     let busy = held(&host, "probe/busy").await;
     calls("long").await;
     let mut long = host.stream("probe/long/cancellable").await;
@@ -430,7 +431,8 @@ async fn state_is_any_json_document_and_nothing_else() {
         ("1 2", "Err(StoreError::Invalid(\"not a JSON document: trailing"),
         ("[1]", "Ok(())"),
     ] {
-        let answer = put(&host, "rogue/demo/state", document.to_owned()).await.text().await.unwrap();
+        let answer =
+            put(&host, "rogue/demo/state", document.to_owned()).await.text().await.unwrap();
         assert!(answer.starts_with(said), "{answer}");
     }
 }
@@ -438,10 +440,13 @@ async fn state_is_any_json_document_and_nothing_else() {
 #[tokio::test]
 async fn storage_sets_gets_deletes_and_lists_by_prefix_in_order() {
     let host = TestHost::serving(&["probe"]).config("instances.value_bytes = 64").start();
-    let get = async |key: &str| host.json(&format!("probe/demo/storage?key={key}")).await["value"].clone();
+    let get = async |key: &str| {
+        host.json(&format!("probe/demo/storage?key={key}")).await["value"].clone()
+    };
     let list = async |query: &str| {
         let pairs = host.json(&format!("probe/demo/storage-list?{query}")).await;
-        let keys = pairs.as_array().unwrap().iter().map(|pair| pair[0].as_str().unwrap().to_owned());
+        let keys =
+            pairs.as_array().unwrap().iter().map(|pair| pair[0].as_str().unwrap().to_owned());
         keys.collect::<Vec<_>>().join(" ")
     };
     assert_eq!(get("a").await, Value::Null);

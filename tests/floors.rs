@@ -11,11 +11,8 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&str; 6] = ["main", "http", "agent", "wasm", "journal", "base"];
 
 /// What only some places may name: a crate, and the beginnings of their paths.
-const OWNED: [(&str, &[&str]); 3] = [
-    ("hyper", &["http/"]),
-    ("wasmtime", &["wasm/", "agent/"]),
-    ("redb", &["journal/redb.rs"]),
-];
+const OWNED: [(&str, &[&str]); 3] =
+    [("hyper", &["http/"]), ("wasmtime", &["wasm/", "agent/"]), ("redb", &["journal/redb"])];
 
 #[test]
 fn no_file_names_a_floor_above_its_own() {
@@ -224,7 +221,9 @@ impl Source {
             }
             match (open, self.text(at)) {
                 (0, _) => break,
-                (1, "{" | ",") if self.text(at + 1) != "}" => steps.push(self.text(at + 1).to_owned()),
+                (1, "{" | ",") if self.text(at + 1) != "}" => {
+                    steps.push(self.text(at + 1).to_owned())
+                }
                 _ => {}
             }
         }

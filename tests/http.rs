@@ -60,7 +60,9 @@ async fn the_operators_routes_take_their_methods_only_and_are_on_their_address_o
         let takes = if path == unknown { "POST" } else { "GET, HEAD" };
         assert_eq!(allow, if expected.starts_with("405") { takes } else { "" }, "{method} {path}");
     }
-    for (path, start) in [("/healthz", "ok\n"), ("/readyz", "ready\n"), ("/metrics", "# HELP bureau_")] {
+    for (path, start) in
+        [("/healthz", "ok\n"), ("/readyz", "ready\n"), ("/metrics", "# HELP bureau_")]
+    {
         let answer = host.admin(Method::GET, path).await;
         assert_eq!(answer.status(), StatusCode::OK);
         assert!(answer.text().await.unwrap().starts_with(start), "{path}");
@@ -116,7 +118,10 @@ async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
     chunked.send("transfer-encoding: chunked\r\n\r\n").await;
     chunked.send(format!("401\r\n{}\r\n", "x".repeat(1025))).await;
     let answer = chunked.until("}").await;
-    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("payload-too-large"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 413 ") && answer.contains("payload-too-large"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -147,7 +152,9 @@ async fn every_answer_of_a_run_says_which_run_on_which_module() {
     });
     assert_eq!(module.len(), 64);
     let mut runs = vec![header(&headers, "bureau-run").to_owned()];
-    for path in ["reply", "emit?count=1", "events-nothing", "bad-request", "error", "panic", "chunks"] {
+    for path in
+        ["reply", "emit?count=1", "events-nothing", "bad-request", "error", "panic", "chunks"]
+    {
         let response = host.get(&format!("probe/demo/{path}")).await;
         assert_eq!(header(response.headers(), "bureau-module"), module, "{path}");
         let run = header(response.headers(), "bureau-run").to_owned();
@@ -177,7 +184,12 @@ async fn headers_that_belong_to_the_connection_are_dropped_and_others_pass_as_th
         ("upgrade", "websocket"),
         ("content-length", "999"),
     ];
-    let own = [("x-Twice", "one"), ("x-twice", "two"), ("x-latin", "caf\u{e9}"), ("bureau-run", "forged")];
+    let own = [
+        ("x-Twice", "one"),
+        ("x-twice", "two"),
+        ("x-latin", "caf\u{e9}"),
+        ("bureau-run", "forged"),
+    ];
     let response = rogue(&host, 418, &[&hop_by_hop[..], &own].concat()).await;
     assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
     let headers = response.headers();
@@ -212,7 +224,10 @@ async fn a_response_that_http_cannot_carry_is_the_agents_problem() {
         assert!(!header(response.headers(), "bureau-run").is_empty());
         let text = response.text().await.unwrap();
         let problem: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&problem["code"], &problem["source"]), (&json!("bad-response"), &json!("agent")));
+        assert_eq!(
+            (&problem["code"], &problem["source"]),
+            (&json!("bad-response"), &json!("agent"))
+        );
         assert!(problem["detail"].as_str().unwrap().contains(fault), "{fault}: {text}");
     }
     assert_eq!(rogue(&host, 200, &[]).await.status(), StatusCode::OK, "it goes on");
@@ -283,7 +298,8 @@ async fn what_a_guest_prints_is_in_the_log_with_agent_instance_and_run() {
     for stream in ["stdout", "stderr"] {
         let message = format!("a line on {stream}");
         let line = host.logged(|line| line.contains(&message)).await;
-        let line: Value = serde_json::from_str(&line).expect("the log is JSON where no one watches");
+        let line: Value =
+            serde_json::from_str(&line).expect("the log is JSON where no one watches");
         assert_eq!(line["message"], message);
         assert_eq!(line["level"], "INFO");
         assert_eq!((&line["agent"], &line["instance"]), (&json!("probe"), &json!("a b")));
@@ -323,7 +339,10 @@ fn bureau(arguments: &[&str]) -> (Option<i32>, String) {
 fn help_names_the_commands_and_each_commands_help_its_options() {
     for (arguments, says) in [
         (&["--help"][..], &["serve", "dev", "/agents/{agent}/{instance}", "--log-format"][..]),
-        (&["serve", "--help"], &["--agents", "--listen", "--admin", "--data", "--config", "SIGTERM"]),
+        (
+            &["serve", "--help"],
+            &["--agents", "--listen", "--admin", "--data", "--config", "SIGTERM"],
+        ),
         (&["dev", "--help"], &["PATH", "--listen", "wasm32-wasip2"]),
     ] {
         let (code, text) = bureau(arguments);
@@ -347,7 +366,11 @@ fn what_the_command_line_cannot_mean_is_refused() {
         (serve(&[]), 1, "--agents DIR"),
         (serve(&["--agents", "/nowhere"]), 1, "/nowhere"),
         (serve(&["--agents", ".", "--config", "/nowhere.toml"]), 1, "/nowhere.toml"),
-        (bureau(&["serve", "--agents", ".", "--listen", &taken]), 1, &*format!("{taken} (--listen)")),
+        (
+            bureau(&["serve", "--agents", ".", "--listen", &taken]),
+            1,
+            &*format!("{taken} (--listen)"),
+        ),
     ] {
         assert_eq!(code, Some(expected), "{says}: {text}");
         assert!(text.contains(says), "{says}: {text}");

@@ -110,7 +110,8 @@ impl Workspace {
         let mut command = Command::new("cargo");
         command.args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]);
         let output = command.arg(manifest).stderr(Stdio::inherit()).output().await;
-        let output = output.context("cannot run cargo, which builds the agents: is Rust installed?")?;
+        let output =
+            output.context("cannot run cargo, which builds the agents: is Rust installed?")?;
         anyhow::ensure!(output.status.success(), "cargo cannot read {}", manifest.display());
         let metadata: Metadata = serde_json::from_slice(&output.stdout)?;
         let ours = |package: &Package| {
@@ -141,15 +142,17 @@ impl Workspace {
     pub async fn watch(&self, host: &Host) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::channel(1);
         let roots = self.paths.clone();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let relevant = event.is_ok_and(|event| {
-                !event.kind.is_access() && event.paths.iter().any(|path| is_source(&roots, path))
-            });
-            if relevant {
-                // One change waiting is as good as many.
-                let _ = changed.try_send(());
-            }
-        })?;
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                let relevant = event.is_ok_and(|event| {
+                    !event.kind.is_access()
+                        && event.paths.iter().any(|path| is_source(&roots, path))
+                });
+                if relevant {
+                    // One change waiting is as good as many.
+                    let _ = changed.try_send(());
+                }
+            })?;
         for path in &self.paths {
             watcher
                 .watch(path, RecursiveMode::Recursive)

@@ -56,8 +56,7 @@ impl Host {
         let engine = Arc::new(Engine::new(&config.instances, cache)?);
         let shutdown = Shutdown::default();
         let limits = Arc::new(config.instances.clone());
-        let directory =
-            Directory::new(engine.clone(), journal.clone(), limits, shutdown.clone());
+        let directory = Directory::new(engine.clone(), journal.clone(), limits, shutdown.clone());
         let resumptions = Resumptions::new(
             journal.clone(),
             directory.clone(),

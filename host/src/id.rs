@@ -209,8 +209,8 @@ impl FromStr for Cursor {
         }
         let (run, seq) = text.split_once('-').ok_or(InvalidCursor)?;
         let run = run.parse().map_err(|_| InvalidCursor)?;
-        let canonical = seq.bytes().all(|byte| byte.is_ascii_digit())
-            && (seq == "0" || !seq.starts_with('0'));
+        let canonical =
+            seq.bytes().all(|byte| byte.is_ascii_digit()) && (seq == "0" || !seq.starts_with('0'));
         if !canonical {
             return Err(InvalidCursor);
         }
@@ -275,5 +275,88 @@ impl fmt::Display for Digest {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cursor() -> impl Strategy<Value = Cursor> {
+        let run = any::<u128>().prop_map(RunId::from_u128);
+        (run, any::<u64>()).prop_map(|(run, seq)| Cursor { run, seq: Seq(seq) })
+    }
+
+    /// Text that is nearly a cursor: one that was changed in one place, or put together from its parts.
+    fn nearly() -> impl Strategy<Value = String> {
+        let changed = (cursor(), any::<prop::sample::Index>(), any::<char>(), any::<bool>());
+        let changed = changed.prop_map(|(cursor, at, char, insert)| {
+            let mut text = cursor.to_string();
+            let at = at.index(text.len());
+            text.replace_range(at..at + usize::from(!insert), char.encode_utf8(&mut [0; 4]));
+            text
+        });
+        prop_oneof![changed, "[0-8][0-9A-Za-z]{25}-[0-9]{1,21}", "[0-9A-Za-z-]{0,70}"]
+    }
+
+    proptest! {
+        #[test]
+        fn cursors_round_trip(cursor in cursor()) {
+            let text = cursor.to_string();
+            prop_assert_eq!(text.parse(), Ok(cursor));
+            prop_assert!(text.len() <= Cursor::MAX_LEN);
+            prop_assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'));
+        }
+
+        #[test]
+        fn only_the_canonical_spelling_of_a_cursor_parses(text in prop_oneof![any::<String>(), nearly()]) {
+            if let Ok(cursor) = text.parse::<Cursor>() {
+                prop_assert_eq!(cursor.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn run_ids_sort_as_text_as_they_do_as_numbers(one in any::<u128>(), other in any::<u128>()) {
+            let [one, other] = [one, other].map(RunId::from_u128);
+            prop_assert_eq!(one.cmp(&other), one.to_string().cmp(&other.to_string()));
+            prop_assert_eq!(RunId::from_u128(one.as_u128()), one);
+        }
+
+        #[test]
+        fn digests_round_trip(bytes in any::<[u8; 32]>(), text in "[0-9a-fA-F]{63,65}") {
+            let digest = Digest(bytes);
+            prop_assert_eq!(digest.to_string().parse(), Ok(digest));
+            if let Ok(digest) = text.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_nearly_a_cursor_is_none() {
+        let run = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+        assert!(format!("{run}-0").parse::<Cursor>().is_ok());
+        assert!(format!("{run}-{}", u64::MAX).parse::<Cursor>().is_ok());
+        let lower = run.to_lowercase();
+        for text in [
+            "".into(),
+            "-".into(),
+            run.into(),
+            format!("{run}-"),
+            format!("{run}-01"),
+            format!("{run}-+1"),
+            format!("{run}--1"),
+            format!("{run}-1 "),
+            format!("{run}-\u{661}"),
+            format!("{run}-18446744073709551616"),
+            format!("{run}-{}", "1".repeat(8 << 10)),
+            format!("{lower}-1"),
+            format!("8{}-1", &run[1..]),
+            format!("I{}-1", &run[1..]),
+        ] {
+            assert_eq!(text.parse::<Cursor>(), Err(InvalidCursor), "{text:?}");
+        }
     }
 }

@@ -130,7 +130,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 /// A host that is open, and its public listener.
-async fn open(agents: Option<PathBuf>, common: Common) -> anyhow::Result<(Host, TcpListener, Config)> {
+async fn open(
+    agents: Option<PathBuf>,
+    common: Common,
+) -> anyhow::Result<(Host, TcpListener, Config)> {
     let Common { listen, admin, data, config: file } = common;
     let overrides = Overrides { listen, admin, data, agents_dir: agents };
     let mut config = Config::load(file.as_deref(), overrides)?;

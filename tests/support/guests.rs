@@ -29,7 +29,18 @@ fn build() -> PathBuf {
     bureau::dev::ensure_target(workspace).expect("the guests' target is there");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--release", "--target", "wasm32-wasip2"]);
-    cargo.args(["-p", "api", "-p", "stream", "-p", "resume", "-p", "guests", "--lib", "--examples"]);
+    cargo.args([
+        "-p",
+        "api",
+        "-p",
+        "stream",
+        "-p",
+        "resume",
+        "-p",
+        "guests",
+        "--lib",
+        "--examples",
+    ]);
     cargo.arg("--target-dir").arg(target());
     let status = cargo.current_dir(workspace).status().expect("cargo runs the tests, so it runs");
     assert!(status.success(), "the guests do not build");

@@ -95,7 +95,10 @@ impl TestHost {
         program.arg("-c").arg(format!("{}\nexec \"$0\" \"$@\"", self.setup));
         program.arg(env!("CARGO_BIN_EXE_bureau"));
         program.arg("serve").arg("--agents").arg(&agents).arg("--data").arg(self.data());
-        program.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).arg("--config").arg(config);
+        program
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .arg("--config")
+            .arg(config);
         program.env("RUST_LOG", &self.log);
         program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         program
@@ -139,7 +142,10 @@ impl TestHost {
             .collect();
         let [url, admin] = addresses.try_into().unwrap_or_else(|_| {
             let status = child.wait();
-            panic!("the host did not get ready: {status:?} {ready:?}\n{}", log.lock().unwrap().join("\n"))
+            panic!(
+                "the host did not get ready: {status:?} {ready:?}\n{}",
+                log.lock().unwrap().join("\n")
+            )
         });
         Started { how: self, child, client: Client::new(url, admin), log }
     }

@@ -88,7 +88,8 @@ impl Connection {
         let ours = port(self.stream.local_addr().unwrap());
         loop {
             let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
-            let mut sockets = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let mut sockets =
+                sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
             let socket = sockets.find(|of| of[1].ends_with(&theirs) && of[2].ends_with(&ours));
             let queues = socket.expect("the connection is open")[4];
             if queues.ends_with(":00000000") {

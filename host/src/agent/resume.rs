@@ -61,9 +61,8 @@ impl Resumptions {
     pub async fn take_up(&self, deployed: Arc<Deployed>) {
         let runs: Vec<_> = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let ours = |unfinished: &mut Unfinished| {
-                *unfinished.record.instance.agent() == deployed.agent
-            };
+            let ours =
+                |unfinished: &mut Unfinished| *unfinished.record.instance.agent() == deployed.agent;
             waiting.extract_if(.., ours).collect()
         };
         let mut resumable = Vec::new();

@@ -30,7 +30,9 @@ use crate::fault::Fault;
 use crate::id::{Digest, InstanceKey, RunId};
 use crate::journal::{Health, Journal, Located, NotResumable, Reader};
 use crate::shutdown::Shutdown;
-use crate::wasm::{Answer, Answered, Call, Chunks, Entry, Head, Origin, Request as AgentRequest, Run};
+use crate::wasm::{
+    Answer, Answered, Call, Chunks, Entry, Head, Origin, Request as AgentRequest, Run,
+};
 
 const RUN: HeaderName = HeaderName::from_static("bureau-run");
 const MODULE: HeaderName = HeaderName::from_static("bureau-module");
@@ -293,12 +295,16 @@ fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
     let mut headers = HeaderMap::with_capacity(head.headers.len() + 2);
     for (name, value) in head.headers {
         let field = HeaderName::try_from(&name).map_err(|_| {
-            bad(format!("{:?} is not a header field's name", name.chars().take(80).collect::<String>()))
+            bad(format!(
+                "{:?} is not a header field's name",
+                name.chars().take(80).collect::<String>()
+            ))
         })?;
         let bytes: Option<Vec<u8>> = value.chars().map(|char| u8::try_from(char).ok()).collect();
-        let value = bytes
-            .and_then(|bytes| HeaderValue::from_bytes(&bytes).ok())
-            .ok_or_else(|| bad(format!("the value of {field} has a character that no header may have")))?;
+        let value =
+            bytes.and_then(|bytes| HeaderValue::from_bytes(&bytes).ok()).ok_or_else(|| {
+                bad(format!("the value of {field} has a character that no header may have"))
+            })?;
         if !NOT_THE_AGENTS.contains(&field) {
             headers.append(field, value);
         }

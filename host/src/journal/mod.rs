@@ -88,7 +88,8 @@ impl Event {
 
 impl PartialEq for Event {
     fn eq(&self, other: &Self) -> bool {
-        (self.seq, &self.name, &self.id, &self.data) == (other.seq, &other.name, &other.id, &other.data)
+        (self.seq, &self.name, &self.id, &self.data)
+            == (other.seq, &other.name, &other.id, &other.data)
     }
 }
 
@@ -309,7 +310,12 @@ trait Store: Send + Sync + 'static {
     fn run(&self, run: RunId) -> Result<Option<RunRecord>, StoreError>;
 
     /// What follows `after`, as much as `max_bytes` hold and at least one event if there is one.
-    fn events(&self, run: RunId, after: Seq, max_bytes: usize) -> Result<Vec<Arc<Event>>, StoreError>;
+    fn events(
+        &self,
+        run: RunId,
+        after: Seq,
+        max_bytes: usize,
+    ) -> Result<Vec<Arc<Event>>, StoreError>;
 
     /// The event to which an agent of this instance gave this id last.
     fn find_id(&self, instance: &InstanceKey, id: &str) -> Result<Option<Cursor>, StoreError>;

@@ -103,10 +103,7 @@ fn configuration(limits: &InstanceLimits) -> Config {
         .max_memories_per_module(4)
         .table_elements(MAX_TABLE_ELEMENTS);
     let mut config = Config::new();
-    config
-        .wasm_component_model_async(true)
-        .epoch_interruption(true)
-        .allocation_strategy(pool);
+    config.wasm_component_model_async(true).epoch_interruption(true).allocation_strategy(pool);
     config
 }
 

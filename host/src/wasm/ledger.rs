@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::id::{InstanceKey, RunId, Seq};
-use crate::journal::{Journal, Lane, Pair, Reader, StoreError, Tail, Ticket, Turn, Unavailable, Write};
+use crate::journal::{
+    Journal, Lane, Pair, Reader, StoreError, Tail, Ticket, Turn, Unavailable, Write,
+};
 
 /// The writes of one instance.
 pub struct Ledger {

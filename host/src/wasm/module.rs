@@ -68,7 +68,8 @@ impl Module {
         if component.get_export_index(None, HANDLER).is_none() {
             return Err(LoadError::NoHandler);
         }
-        let mistyped = |export| move |cause| LoadError::Export { export, cause: format!("{cause:#}") };
+        let mistyped =
+            |export| move |cause| LoadError::Export { export, cause: format!("{cause:#}") };
         let handler = handler::GuestIndices::new(&pre).map_err(mistyped(HANDLER))?;
         let resumption = component
             .get_export_index(None, RESUMPTION)

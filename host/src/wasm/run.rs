@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fault::Fault;
 use crate::id::{Digest, RunId, Seq};
-use crate::wasm::chunks::Chunks;
 use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
+use crate::wasm::chunks::Chunks;
 
 /// A run that may be shared between its store, the actor and whoever cancels it.
 #[derive(Clone)]
@@ -271,4 +271,3 @@ pub fn epitaph(tail: &Arc<Tail>, last: Seq, fault: &Fault) -> Turn {
     run.end(Some(fault), &mut writes);
     Turn(writes)
 }
-

@@ -32,8 +32,8 @@ use crate::event;
 use crate::fault::Fault;
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Turn, Write};
-use crate::wasm::ledger::Ledger;
 use crate::wasm::chunks::Chunk;
+use crate::wasm::ledger::Ledger;
 use crate::wasm::run::{Answer, Refused, Run};
 
 /// What a store and its actor share.

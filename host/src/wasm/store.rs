@@ -23,10 +23,10 @@ use crate::fault::{Fault, Limit};
 use crate::id::Seq;
 use crate::wasm::bindings::types::{AgentError, Body, Header, Reply, Request as GuestRequest};
 use crate::wasm::bindings::{handler, resumption};
+use crate::wasm::chunks;
 use crate::wasm::context::{Context, LimitReached, Variables};
 use crate::wasm::engine::Engine;
 use crate::wasm::module::Module;
-use crate::wasm::chunks;
 use crate::wasm::run::{Answer, Head, Run};
 use crate::wasm::session::{Session, TurnTooLarge, Turns};
 
@@ -181,9 +181,7 @@ impl AccessorTask<Context> for Task {
                 resumption.call_on_resume(accessor, handle, request, last).await?
             }
             (Entry::Resume(_), None) => Err(AgentError::Other("the module does not resume".into())),
-            (Entry::Request, _) => {
-                guest.handler.call_on_request(accessor, handle, request).await?
-            }
+            (Entry::Request, _) => guest.handler.call_on_request(accessor, handle, request).await?,
         };
         let answer = match returned {
             Ok(Reply::Response(response)) => {
