@@ -2,15 +2,10 @@
 
 use std::process::{Command, Output};
 
-use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Connection, Stream, TestHost, problem};
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
-    headers.get(name).map_or("", |value| value.to_str().unwrap())
-}
+use crate::support::{Connection, Started, Stream, TestHost, header, problem};
 
 #[tokio::test]
 async fn what_is_not_there_or_has_no_name_is_a_problem_that_says_so() {
@@ -166,7 +161,7 @@ async fn every_answer_of_a_run_says_which_run_on_which_module() {
 }
 
 /// Has the rogue answer with this head.
-async fn rogue(host: &crate::support::Started, status: u16, headers: &[(&str, &str)]) -> Response {
+async fn rogue(host: &Started, status: u16, headers: &[(&str, &str)]) -> Response {
     host.post("rogue/demo/reply", &json!({ "status": status, "headers": headers })).await
 }
 

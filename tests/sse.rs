@@ -4,19 +4,14 @@
 //! pure function; here is what needs a connection, a journal or a guest.
 
 use futures_util::future::join_all;
-use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Connection, Event, Started, Stream, TestHost, data, problem};
+use crate::support::{Connection, Event, Started, Stream, TestHost, data, header, problem};
 
 /// `1` to `count`, as the probe's `/emit` says them.
 fn numbers(range: impl Iterator<Item = usize>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
-}
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
-    headers.get(name).map_or("", |value| value.to_str().unwrap())
 }
 
 fn run_of(stream: &Stream) -> String {

@@ -47,6 +47,7 @@ async fn state_and_events_of_a_turn_never_part_wherever_the_host_is_killed() {
     });
     let mut runs = Vec::new();
     while log.lock().unwrap().len() < CHANGES {
+        assert!(runs.len() < 100 * INSTANCES, "the disk is written to");
         let begun = runs.len()..runs.len() + 2 * INSTANCES;
         seen.lock().unwrap().resize(begun.end, 0);
         runs.extend(join_all(begun.map(|run| count(&host, &seen, run))).await);

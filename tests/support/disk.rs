@@ -72,7 +72,7 @@ impl Disk {
         Backend::new(move || Ok(disk.clone()))
     }
 
-    /// Shows every change before it is made, from now on, and returns what the disk holds now.
+    /// Shows every change before it is made or fails, from now on, and returns what the disk holds now.
     pub fn observe(&self, observer: impl FnMut(&Change) + Send + 'static) -> Vec<u8> {
         let mut state = self.state();
         state.observer = Some(Box::new(observer));
@@ -100,6 +100,9 @@ impl Disk {
 
     fn change(&self, change: Change) -> io::Result<()> {
         let State { bytes, durable, unsynced, fault, observer } = &mut *self.state();
+        if let Some(observer) = observer {
+            observer(&change);
+        }
         match fault {
             None => {}
             Some(Fault { after: 0, forgets }) => {
@@ -110,9 +113,6 @@ impl Disk {
                 return Err(io::Error::other("the disk is on fire"));
             }
             Some(Fault { after, .. }) => *after -= 1,
-        }
-        if let Some(observer) = observer {
-            observer(&change);
         }
         change.apply(bytes);
         match change {

@@ -180,12 +180,15 @@ impl Started {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until a line of the log satisfies this.
+    /// Waits until a line of the log satisfies this. A host that ends without it fails the test.
     pub async fn logged(&self, what: impl Fn(&str) -> bool) -> String {
         loop {
+            // Whoever gathers the lines holds them too, until the last one.
+            let over = Arc::strong_count(&self.log) == 1;
             if let Some(line) = self.log().into_iter().find(|line| what(line)) {
                 return line;
             }
+            assert!(!over, "the host has ended and did not say that: {:#?}", self.log());
             // Polling another process's output: there is nothing to be woken by.
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }

@@ -1,9 +1,15 @@
 //! HTTP where a client library would be in the way: connections by hand, and problems in a line.
 
 use reqwest::Response;
+use reqwest::header::HeaderMap;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+
+/// The value of a header field, empty when there is none.
+pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).map_or("", |value| value.to_str().unwrap())
+}
 
 /// A problem document as `404 unknown-agent host`: its status, its code and its source.
 pub async fn problem(response: Response) -> String {

@@ -12,6 +12,6 @@ pub use self::client::Client;
 pub use self::disk::{Change, Disk, Fault};
 pub use self::guests::{guest, target};
 pub use self::host::{Started, TestHost};
-pub use self::http::{Connection, problem};
+pub use self::http::{Connection, header, problem};
 pub use self::process::InProcess;
 pub use self::stream::{Event, Stream, data};

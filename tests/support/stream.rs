@@ -1,10 +1,14 @@
 //! Reading an event stream with a parser crate that the host knows nothing of.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use eventsource_stream::Eventsource as _;
 use futures_util::StreamExt as _;
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
+
+/// A stream that says nothing for this long will not: the test fails instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One event, as a client has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,12 +44,13 @@ impl Stream {
 
     /// The next event, or the stream's clean end.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.next().await.map(|event| event.expect("the stream does not break"))
+        self.try_next().await.map(|event| event.expect("the stream does not break"))
     }
 
     /// The next event, or how the stream ended: cleanly, or broken off.
     pub async fn try_next(&mut self) -> Option<Result<Event, String>> {
-        self.events.next().await
+        let next = tokio::time::timeout(PATIENCE, self.events.next()).await;
+        next.expect("an event comes, or the end")
     }
 
     /// This many events.

@@ -218,7 +218,7 @@ impl Directory {
             })
             .collect();
         idle.sort_unstable_by_key(|(since, _)| *since);
-        let evicted = idle.len().min(EVICTED).min(1 + self.0.limits.live / 2);
+        let evicted = idle.len().min(EVICTED).min(1 + self.0.limits.live / 16);
         for (_, slot) in idle.into_iter().take(evicted) {
             slot.current = None;
         }

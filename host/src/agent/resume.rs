@@ -32,7 +32,7 @@ const MAX_INTERRUPTIONS: u32 = 3;
 const RETRY: Duration = Duration::from_millis(100);
 
 /// How long a resumed run counts as one of those under way.
-const PLACE: Duration = Duration::from_secs(5);
+const PLACE: Duration = Duration::from_secs(30);
 
 /// Header fields that are not kept for a resumption: they are the client's to show, not the host's to store.
 const SECRET: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];

@@ -21,7 +21,6 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use crate::journal::Pair;
 use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, StoreError};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
-use crate::wasm::engine::TICK;
 use crate::wasm::log::GuestLog;
 use crate::wasm::run::Run;
 use crate::wasm::session::{EmitRefused, Session};
@@ -84,7 +83,7 @@ impl Context {
     pub(super) fn tick(store: StoreContextMut<'_, Self>) -> wasmtime::Result<UpdateDeadline> {
         let session = &store.data().session;
         let limit = session.limits().cpu;
-        if TICK * session.tick() >= limit {
+        if session.tick() >= limit {
             let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
             return Err(LimitReached::Cpu(milliseconds).into());
         }

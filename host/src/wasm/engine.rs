@@ -24,7 +24,7 @@ use crate::config::InstanceLimits;
 use crate::wasm::context::{self, Context};
 
 /// How often guest code gives way.
-pub(super) const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(10);
 
 /// Live instances that the pool has room for beyond their cap: those that are on their way out.
 const LEAVING: usize = 64;

@@ -58,14 +58,14 @@ struct Progress {
     now: Mark,
     /// Where the turns handed to the journal end.
     submitted: Mark,
-    /// Whether the answer is, or will be, the event stream.
-    streaming: bool,
     answer: Option<oneshot::Sender<Answered>>,
 }
 
 #[derive(Clone, Copy)]
 struct Mark {
     recorded: bool,
+    /// Whether the answer is the event stream.
+    streaming: bool,
     seq: Seq,
     ended: bool,
 }
@@ -110,11 +110,10 @@ impl Run {
     /// A run of this tail; its answer goes to `answer`, if a client waits for one.
     pub fn new(tail: Arc<Tail>, origin: Origin, answer: Option<oneshot::Sender<Answered>>) -> Self {
         let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
+        // A resumed run is on record, and who comes back to it reads its events.
         let resumed = origin.resumed_after.is_some();
-        let mark = Mark { recorded: resumed, seq, ended: false };
-        // Whoever began a resumed run is gone; who comes back reads its events.
-        let streaming = resumed;
-        let progress = Mutex::new(Progress { now: mark, submitted: mark, streaming, answer });
+        let mark = Mark { recorded: resumed, streaming: resumed, seq, ended: false };
+        let progress = Mutex::new(Progress { now: mark, submitted: mark, answer });
         Self(Arc::new(Inner { tail, origin, cancelled: CancellationToken::new(), progress }))
     }
 
@@ -165,7 +164,7 @@ impl Run {
     /// Makes the run a stream. Returns whether it was none before.
     pub(super) fn open(&self, module: Digest, writes: &mut Vec<Write>) -> bool {
         self.record(module, writes);
-        !std::mem::replace(&mut self.progress().streaming, true)
+        !std::mem::replace(&mut self.progress().now.streaming, true)
     }
 
     /// Numbers an event of the guest and adds it to the turn.
@@ -189,11 +188,11 @@ impl Run {
 
     /// Ends the run in this turn: a stream by its last event if it failed, and by its outcome on record.
     pub(super) fn end(&self, failure: Option<&Fault>, writes: &mut Vec<Write>) {
-        let Progress { now, streaming, .. } = *self.progress();
+        let now = self.progress().now;
         if now.ended {
             return;
         }
-        if let (Some(fault), true, true) = (failure, streaming, now.recorded) {
+        if let Some(fault) = failure.filter(|_| now.streaming) {
             // The run's last word, which no backlog holds up.
             let event = Event::new(Seq::ZERO, Some("failed".into()), None, fault.json());
             self.append(event, writes);
@@ -207,7 +206,7 @@ impl Run {
 
     /// Whether the answer is the event stream.
     pub(super) fn is_streaming(&self) -> bool {
-        self.progress().streaming
+        self.progress().now.streaming
     }
 
     /// Whether the guest's part is over, in a submitted turn or in the one being made.
@@ -230,10 +229,6 @@ impl Run {
     pub(super) fn discarded(&self) {
         let mut progress = self.progress();
         progress.now = progress.submitted;
-        // A stream that never got on record has not answered either.
-        if !progress.submitted.recorded {
-            progress.streaming = false;
-        }
     }
 
     /// Sends the answer, if none was sent yet and somebody waits for it.

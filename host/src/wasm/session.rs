@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -46,9 +46,9 @@ pub struct Session {
     making: Mutex<Making>,
     /// Counts submitted turns, for guests that flush.
     submitted: watch::Sender<u64>,
+    /// Whether a guest gave way in the middle of its turn.
     yielded: AtomicBool,
-    polling: AtomicBool,
-    ticks: AtomicU32,
+    clock: Mutex<Clock>,
 }
 
 /// How busy a store is, for whoever sends it calls or wants to retire it.
@@ -95,6 +95,33 @@ impl Load {
     pub fn idle_since(&self) -> Option<Duration> {
         (self.in_flight() == 0)
             .then(|| Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
+    }
+}
+
+/// How long a guest has computed without returning to the host.
+#[derive(Default)]
+struct Clock {
+    /// In earlier polls of the same turn.
+    before: Duration,
+    /// When the poll that is under way began.
+    polled: Option<Instant>,
+}
+
+impl Clock {
+    fn start(&mut self, goes_on: bool) {
+        if !goes_on {
+            self.before = Duration::ZERO;
+        }
+        self.polled = Some(Instant::now());
+    }
+
+    fn computed(&self) -> Duration {
+        self.before + self.polled.map_or(Duration::ZERO, |polled| polled.elapsed())
+    }
+
+    fn stop(&mut self) {
+        self.before = self.computed();
+        self.polled = None;
     }
 }
 
@@ -147,8 +174,7 @@ impl Session {
             making: Mutex::default(),
             submitted: watch::Sender::new(0),
             yielded: AtomicBool::new(false),
-            polling: AtomicBool::new(false),
-            ticks: AtomicU32::new(0),
+            clock: Mutex::default(),
         }
     }
 
@@ -387,16 +413,20 @@ impl Session {
         self.submit();
     }
 
-    /// Notes an epoch tick in the middle of guest code; returns the number of them since the guest last
-    /// returned to the host.
-    pub(super) fn tick(&self) -> u32 {
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an epoch tick in the middle of guest code; returns how long the guest has computed since it last
+    /// returned to the host, without the time it gave way to others.
+    pub(super) fn tick(&self) -> Duration {
         self.yielded.store(true, Ordering::Relaxed);
-        self.ticks.fetch_add(1, Ordering::Relaxed) + 1
+        self.clock().computed()
     }
 
     /// Whether the store is being polled, as opposed to being dropped.
     pub(super) fn is_polling(&self) -> bool {
-        self.polling.load(Ordering::Relaxed)
+        self.clock().polled.is_some()
     }
 }
 
@@ -456,12 +486,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let session = &**this.session;
-        if !session.yielded.swap(false, Ordering::Relaxed) {
-            session.ticks.store(0, Ordering::Relaxed);
-        }
-        session.polling.store(true, Ordering::Relaxed);
+        let goes_on = session.yielded.swap(false, Ordering::Relaxed);
+        session.clock().start(goes_on);
         let polled = this.driver.poll(cx);
-        session.polling.store(false, Ordering::Relaxed);
+        session.clock().stop();
         if polled.is_pending() {
             if !session.yielded.load(Ordering::Relaxed) {
                 session.submit();

@@ -2,6 +2,7 @@
 //!
 //! - `/steps?total=N&delay=MS` emits `{"n":1}` to `{"n":N}` as `step`, each exactly once. A resumption begins with an
 //!   event `resumed`, whose data is what the agent was given to resume with.
+//! - `/trap-in-turn` is on record by a state that it set before it waited; then it emits and traps in one turn.
 //! - `/crash-loop` emits one event, then neither its call nor any resumption of it emits or ends, unless it is cancelled.
 
 use std::collections::BTreeMap;
@@ -25,6 +26,12 @@ impl Agent for Phoenix {
     async fn on_request(&self, run: &Run, request: Request) -> Result<Reply> {
         match request.path() {
             "/steps" => steps(run, &request).await,
+            "/trap-in-turn" => {
+                run.set_state(&Progress::default())?;
+                sleep(Duration::from_millis(1)).await;
+                run.emit("never seen").await?;
+                std::process::abort()
+            }
             "/crash-loop" => {
                 run.emit("begun").await?;
                 hang(run).await

@@ -166,9 +166,12 @@ fn fail(path: &str) -> Result<Reply> {
         "/cancelled" => Err(Error::Cancelled),
         "/panic" => panic!("the probe was asked to panic"),
         "/trap" => std::process::abort(),
-        "/spin" => loop {
-            std::hint::spin_loop();
-        },
+        "/spin" => {
+            println!("spinning");
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         "/eat-memory" => {
             let mut eaten = Vec::new();
             loop {
