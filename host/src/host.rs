@@ -11,6 +11,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -121,7 +122,9 @@ impl Host {
             ended = sweeper => ended.context("the instance sweeper ended"),
         };
         directory.drain();
-        shutdown.run_down(config.grace).await;
+        // What can no longer be made durable has nothing to wait for.
+        let grace = if served.is_ok() { config.grace } else { Duration::ZERO };
+        shutdown.run_down(grace).await;
         journal.close().await;
         served
     }

@@ -228,11 +228,6 @@ impl Started {
         &self.how
     }
 
-    /// Waits until the process ends of itself.
-    pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
-        (self.child.wait().unwrap(), self.log())
-    }
-
     /// How the host was started, to start it again on the same data.
     fn take(&mut self) -> TestHost {
         let nothing = TestHost {

@@ -8,9 +8,8 @@ mod http;
 mod process;
 mod stream;
 
-pub use self::client::Client;
 pub use self::disk::{Change, Disk, Fault};
-pub use self::guests::{guest, target};
+pub use self::guests::target;
 pub use self::host::{Started, TestHost};
 pub use self::http::{Connection, header, problem};
 pub use self::process::InProcess;
