@@ -29,6 +29,8 @@ mod tail;
 mod writer;
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod testing;

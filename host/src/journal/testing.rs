@@ -5,10 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{
-    Backend, Event, Journal, Options, Outcome, RunState, StorageBackend, Tail, Write, lock,
-};
-use crate::id::{Digest, InstanceKey, Seq};
+use super::*;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk(Arc<Mutex<State>>);
@@ -204,4 +201,50 @@ pub(super) fn end(tail: &Arc<Tail>) -> Write {
 
 pub(super) fn finished() -> Outcome {
     Outcome { state: RunState::Finished, code: None }
+}
+
+pub(super) type Seqs = Vec<u64>;
+
+pub(super) fn seqs(page: &[Arc<Event>]) -> Seqs {
+    page.iter().map(|event| event.seq.0).collect()
+}
+
+/// Submits a turn and waits until it is durable.
+pub(super) async fn commit(lane: &Arc<Lane>, writes: Vec<Write>) {
+    lane.submit(Turn(writes)).durable().await.unwrap();
+}
+
+/// Reads to the end, and returns the numbers and the outcome.
+pub(super) async fn read_out(reader: &mut Reader) -> (Seqs, Outcome) {
+    let mut read = Seqs::new();
+    loop {
+        match reader.next().await {
+            Step::Events(page) => read.extend(seqs(&page)),
+            Step::End(outcome) => return (read, outcome),
+            Step::Broken(reason) => panic!("{reason}"),
+        }
+    }
+}
+
+/// Makes a run of so many events, ended, and returns its id.
+pub(super) async fn whole_run(
+    journal: &Journal,
+    lane: &Arc<Lane>,
+    events: u64,
+    data: &str,
+) -> RunId {
+    let tail = journal.tail(lane.instance(), RunId::generate());
+    let mut writes = vec![start(&tail)];
+    writes.extend((1..=events).map(|seq| event(&tail, seq, data)));
+    writes.push(end(&tail));
+    commit(lane, writes).await;
+    tail.run()
+}
+
+/// The reader of what can be resumed.
+pub(super) fn at(located: Located) -> Reader {
+    match located {
+        Located::At(reader) => reader,
+        other => panic!("{other:?}"),
+    }
 }
