@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -129,14 +129,14 @@ async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// A host that is open, and its public listener.
-async fn open(
-    agents: Option<PathBuf>,
-    common: Common,
-) -> anyhow::Result<(Host, TcpListener, Config)> {
-    let Common { listen, admin, data, config: file } = common;
-    let overrides = Overrides { listen, admin, data, agents_dir: agents };
-    let mut config = Config::load(file.as_deref(), overrides)?;
+fn configure(agents: Option<PathBuf>, common: &Common) -> anyhow::Result<Config> {
+    let Common { listen, admin, ref data, ref config } = *common;
+    let overrides = Overrides { listen, admin, data: data.clone(), agents_dir: agents };
+    Ok(Config::load(config.as_deref(), overrides)?)
+}
+
+/// Opens the host and its listeners; the configuration then names the ports.
+async fn open(mut config: Config) -> anyhow::Result<(Host, TcpListener, Config)> {
     let bind = |what, address| {
         server::bind(address).with_context(|| format!("cannot listen on {address} ({what})"))
     };
@@ -149,17 +149,26 @@ async fn open(
 }
 
 async fn serve(agents: Option<PathBuf>, common: Common) -> anyhow::Result<()> {
-    let (host, listener, config) = open(agents, common).await?;
+    let config = configure(agents, &common)?;
     let Some(directory) = &config.agents_dir else {
         anyhow::bail!("no agents: give --agents DIR, or agents_dir in the configuration file");
     };
-    load(&host, directory).await?;
+    let components = components(directory)?;
+    let (host, listener, config) = open(config).await?;
+    for file in components {
+        // One that fails keeps the host from being ready, and the others serve.
+        if let Err(error) = dev::deploy_file(&host, &file).await {
+            tracing::error!("{error:#}");
+            host.readiness().failed(format!("{error:#}"));
+        }
+    }
+    host.readiness().loaded();
     ready(&host, &config);
     host.serve(listener, stop()).await
 }
 
-/// Loads every component of a directory. One that fails keeps the host from being ready, and the others serve.
-async fn load(host: &Host, directory: &PathBuf) -> anyhow::Result<()> {
+/// The components of a directory.
+fn components(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let unreadable = || format!("cannot read the agents' directory {}", directory.display());
     let entries = std::fs::read_dir(directory).with_context(unreadable)?;
     let mut files = entries
@@ -168,19 +177,15 @@ async fn load(host: &Host, directory: &PathBuf) -> anyhow::Result<()> {
         .with_context(unreadable)?;
     files.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
     files.sort();
-    for file in files {
-        if let Err(error) = dev::deploy_file(host, &file).await {
-            tracing::error!("{error:#}");
-            host.readiness().failed(format!("{error:#}"));
-        }
+    if files.is_empty() {
+        tracing::warn!(directory = %directory.display(), "there is no .wasm component here");
     }
-    host.readiness().loaded();
-    Ok(())
+    Ok(files)
 }
 
 async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
     let workspace = Workspace::find(&paths).await?;
-    let (host, listener, config) = open(None, common).await?;
+    let (host, listener, config) = open(configure(None, &common)?).await?;
     workspace.build_and_deploy(&host).await?;
     host.readiness().loaded();
     ready(&host, &config);

@@ -9,7 +9,7 @@
 //! **Limits.** Each value's size, the turn's, and the memory of the store, by configuration. A guest that
 //! exceeds one gets an error where the interface has one, and traps where it has none.
 //!
-//! **Cost.** A third of a microsecond for a function that does not wait, two thirds for one that does.
+//! **Cost.** Less than a microsecond a call, beyond what the function does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

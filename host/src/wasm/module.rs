@@ -10,7 +10,7 @@
 //!
 //! **Limits.** [`MAX_BYTES`]. The cache's directory is readable by its owner alone.
 //!
-//! **Cost.** A cold load of a Rust agent takes tens of milliseconds, a warm one a few; a Python one takes seconds cold.
+//! **Cost.** Compiling a Rust agent takes tenths of a second and a Python one seconds; loading either from the cache, milliseconds.
 
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,7 @@
 //! spawning each call as it comes. A failure of any kind, a panic of a host function included, comes back as
 //! a [`Fault`] after the session has ended the runs in flight with it.
 //!
-//! **Limits.** Those of the session. **Cost.** 14 us to start, 2.3 us a call.
+//! **Limits.** Those of the session. **Cost.** Some microseconds a call, and some tens of them a start.
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
