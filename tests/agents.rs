@@ -278,6 +278,31 @@ async fn a_stream_that_began_in_half_a_turn_has_not_begun() {
 }
 
 #[tokio::test]
+async fn an_instance_that_never_finishes_starting_is_stopped_and_harms_no_other() {
+    let host = TestHost::serving(&["stuck", "probe"]).config(TIGHT).start();
+    let stuck = (0..4).map(async |n| problem(host.get(&format!("stuck/{n}/")).await).await);
+    let stuck = join_all(stuck);
+    let neighbour = host.stream("probe/demo/emit?count=20&delay=5").await;
+    let (stuck, neighbour) = tokio::join!(stuck, neighbour.rest());
+    assert_eq!(stuck, ["502 cpu-limit agent"; 4]);
+    assert_eq!(neighbour.len(), 20);
+    assert_eq!(problem(host.get("stuck/0/").await).await, "502 cpu-limit agent", "again and again");
+}
+
+#[tokio::test]
+async fn calls_that_come_together_do_not_share_the_limits_of_a_turn() {
+    let config = "[instances]\nturn_bytes = '64 KiB'\nevent_bytes = 1024\nstate_bytes = '48 KiB'\nvalue_bytes = 1024";
+    let host = TestHost::serving(&["probe"]).config(config).start();
+    let document = serde_json::to_string(&"x".repeat(40 << 10)).unwrap();
+    // The first of them starts the instance, so the others are there when it begins to serve.
+    let puts = (0..16).map(|_| {
+        let put = host.request(Method::PUT, "probe/demo/state").body(document.clone());
+        async { put.send().await.unwrap().status() }
+    });
+    assert_eq!(join_all(puts).await, [StatusCode::OK; 16]);
+}
+
+#[tokio::test]
 async fn half_a_turn_is_never_seen() {
     let host = TestHost::serving(&["probe"]).config(TIGHT).start();
     put(&host, "probe/demo/state", "\"before\"").await;
@@ -490,6 +515,25 @@ async fn storage_sets_gets_deletes_and_lists_by_prefix_in_order() {
         assert_eq!(problem(refused).await, "500 agent-failed agent");
         host.logged(|line| line.contains(why)).await;
     }
+}
+
+#[tokio::test]
+async fn an_agent_reaches_nothing_that_it_was_not_given() {
+    let host = TestHost::serving(&["probe"]).start();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let reached =
+        host.json(&format!("probe/demo/reach?key={}", listener.local_addr().unwrap())).await;
+    let nothing = json!({
+        "network": null, "files": null, "own files": null, "environment": 0, "arguments": 0,
+    });
+    assert_eq!(reached, nothing);
+}
+
+#[tokio::test]
+async fn several_things_are_awaited_within_one_call() {
+    let host = TestHost::serving(&["probe"]).start();
+    let waited = host.json("probe/demo/together").await;
+    assert_eq!(waited, json!({ "both": ["one", "two"], "first": "short" }));
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! `bureau dev`: from a crate to a served agent, and on to its next version while streams go on.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Lines};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use crate::support::{Stream, data, target};
 
@@ -41,6 +41,7 @@ fn source(word: &str) -> String {
 struct Developing {
     child: Child,
     url: String,
+    log: Lines<BufReader<ChildStderr>>,
 }
 
 impl Drop for Developing {
@@ -56,11 +57,12 @@ fn develop(agent: &Path, data: &Path) -> Developing {
     program.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     // What the guests have compiled already need not be compiled again.
     program.env("CARGO_TARGET_DIR", target());
-    let mut child = program.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap()).lines();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let urls = lines.filter_map(|line| Some(line.trim().strip_prefix("word")?.trim().to_owned()));
     let url = urls.take(1).last().expect("it prints a line per agent, with a URL to try");
-    Developing { child, url }
+    Developing { child, url, log }
 }
 
 #[tokio::test]
@@ -80,28 +82,29 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
     let save = |word| std::fs::write(agent.join("src/lib.rs"), source(word)).unwrap();
     save("first");
 
-    let host = develop(&agent, &directory.path().join("data"));
+    let mut host = develop(&agent, &directory.path().join("data"));
     assert!(host.url.ends_with("/agents/word/demo"), "{}", host.url);
     let client = reqwest::Client::new();
+    let url = host.url.clone();
     let word = async || {
-        let response = client.get(format!("{}/word", host.url)).send().await.unwrap();
+        let response = client.get(format!("{url}/word")).send().await.unwrap();
         response.text().await.unwrap()
     };
     assert_eq!(word().await, "first");
-    let mut stream = Stream::open(client.get(&host.url)).await;
+    let mut stream = Stream::open(client.get(&url)).await;
     let begun = stream.next().await.unwrap();
     assert_eq!(begun.data, "first");
 
+    let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
     save("this does not compile: \"");
+    assert!(said("not swapped"), "a build that fails is told");
+    assert_eq!(word().await, "first", "and changes nothing");
     save("second");
-    while word().await == "first" {
-        // The build is another process's: there is nothing to be woken by.
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    assert!(said("\"deployed\""));
     assert_eq!(word().await, "second");
 
     // The old run goes on, on the old module, in the old store, and reads what the new one writes.
-    client.get(format!("{}/release", host.url)).send().await.unwrap();
+    client.get(format!("{url}/release")).send().await.unwrap();
     let rest = stream.rest().await;
     assert_eq!(data(&rest), ["first"]);
 }

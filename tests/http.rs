@@ -276,6 +276,7 @@ async fn http1_and_http2_are_answered_alike_on_one_port() {
         assert_eq!(format!("{:?}", response.version()), version);
         let echo = response.json::<Value>().await.unwrap();
         assert_eq!((&echo["method"], &echo["body"]), (&json!("POST"), &json!("a body")));
+        assert_eq!(echo["url"], "/agents/probe/demo/echo", "{version}");
         let stream = Stream::open(client.get(host.agent_url("probe/demo/emit?count=3"))).await;
         assert_eq!(stream.rest().await.len(), 3, "{version}");
         let chunks = client.get(host.agent_url("probe/demo/chunks?count=3"));

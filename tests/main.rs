@@ -10,6 +10,7 @@ mod pages;
 mod http;
 mod sse;
 mod agents;
+mod swap;
 mod turns;
 mod faults;
 mod memory;

@@ -1,4 +1,4 @@
-//! What the seed page shows, as commands and streams: the examples, typed as the README types them.
+//! What the seed page shows: the examples, and what a client gets from them.
 
 use reqwest::StatusCode;
 use serde_json::json;

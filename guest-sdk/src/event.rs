@@ -46,8 +46,9 @@ impl Event {
         self
     }
 
-    /// Gives the event an id of the agent's own, in place of the host's. A client that comes back with it is
-    /// resumed after this event, so it must not occur twice within the instance. At most 128 bytes without CR, LF or NUL.
+    /// Gives the event an id of the agent's own, in place of the host's: 1 to 128 visible ASCII characters, not of the
+    /// form of the host's own. A client that comes back with it is resumed after the last event of the instance that
+    /// has it. Browsers send an id of `[0-9A-Za-z._-]` to another origin without asking first.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.0.id = Some(id.into());

@@ -32,7 +32,7 @@
 //! - [`Request`] and [`Reply`] are what comes in and goes out, with [`http`]'s types and JSON in one call each.
 //! - [`Run`] emits [`Event`]s, and holds the instance's state and [`Storage`].
 //! - [`sleep`], [`join`] and [`select`] do several things at once. Calls on one instance interleave wherever one waits.
-//! - What is printed goes to the host's log, with the agent, the instance and the run.
+//! - What is printed goes to the host's log, with the agent, the instance and, when only one is under way, the run.
 
 #![deny(missing_docs)]
 

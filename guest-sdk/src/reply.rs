@@ -66,8 +66,8 @@ impl Reply {
     /// `200` with a body of raw bytes, which the closure goes on writing after the call has returned.
     ///
     /// The bytes are passed on as they come and are not journaled, so a client cannot resume them, and one that
-    /// leaves ends the body: see [`Chunks::write`]. The run is over when the call returns, so the closure
-    /// takes what it needs with it. An error that it returns ends the body early and is logged.
+    /// leaves ends the body: see [`Chunks::write`]. The run goes on until the body ends, but the call
+    /// has returned, so the closure takes what it needs with it. An error that it returns ends the body early and is logged.
     ///
     /// ```
     /// use bureau_sdk::prelude::*;

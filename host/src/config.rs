@@ -29,7 +29,8 @@ pub struct Config {
     pub cors: Cors,
     pub instances: InstanceLimits,
     pub journal: JournalLimits,
-    /// Interrupted runs that are resumed at the same time after a start: more would make the start a stampede.
+    /// Interrupted runs that are resumed at the same time after a start: more would make the start a stampede. One that
+    /// goes on for longer than half a minute makes place for the next.
     pub resumptions_at_once: usize,
     /// How long a shutdown waits for replies under way: a run that never ends must not keep the host from ending.
     pub grace: Duration,
@@ -57,11 +58,12 @@ pub struct HttpLimits {
     pub connections: usize,
     /// Requests at once on one HTTP/2 connection: one client must not multiply itself without end.
     pub streams_per_connection: u32,
-    /// How long a write may be stuck: a client that stops reading holds buffers for as long.
+    /// How long a write to a connection may be stuck: a client that stops reading holds buffers for as long. One stream
+    /// of an HTTP/2 connection whose others move is not cut off; it holds a page and 64 KiB.
     #[serde(deserialize_with = "de::duration")]
     pub write_stall: Duration,
-    /// How often an idle stream and an HTTP/2 connection are written to. Proxies cut connections that are idle for longer,
-    /// and a client that has gone is noticed by nothing else.
+    /// How often an idle stream and an HTTP/2 connection are written to. Proxies cut connections that are idle for long,
+    /// and some clients that have gone are noticed by nothing else.
     #[serde(deserialize_with = "de::duration")]
     pub heartbeat: Duration,
     /// When a client that lost its stream should come back: too soon, and a restart is met by all at once.

@@ -3,7 +3,7 @@
 //! **Problem.** An author wants to save a file and see the change, in a host that keeps its state and streams.
 //!
 //! **Mechanism.** `cargo metadata` says which crates under the paths build a `cdylib`; `cargo build` makes
-//! components of them and says, in JSON, where they are. A change of any source, once it has been quiet for
+//! components of them and says, in JSON, where they are. A change of a source under the paths, once it has been quiet for
 //! [`QUIET`], builds again and deploys what came out different. A build that fails changes nothing.
 //!
 //! **Limits.** Rust crates, and finished components of any language, which are watched as files.
@@ -129,11 +129,11 @@ impl Workspace {
         for (root, packages) in &self.packages {
             tokio::task::block_in_place(|| ensure_target(root))?;
             for component in build(root, packages).await? {
-                deploy_file(host, &component).await?;
+                deploy_or_say(host, &component).await;
             }
         }
         for component in &self.components {
-            deploy_file(host, component).await?;
+            deploy_or_say(host, component).await;
         }
         Ok(())
     }
@@ -168,7 +168,13 @@ impl Workspace {
     }
 }
 
-/// Deploys a component under its file's name.
+async fn deploy_or_say(host: &Host, file: &Path) {
+    if let Err(error) = deploy_file(host, file).await {
+        tracing::error!("{error:#}");
+    }
+}
+
+/// Deploys a component under its file's name, with `-` for `_`, as cargo writes names the other way round.
 pub async fn deploy_file(host: &Host, file: &Path) -> anyhow::Result<()> {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().replace('_', "-");
     let named = || format!("{} cannot be served", file.display());

@@ -58,13 +58,14 @@ impl Host {
         let shutdown = Shutdown::default();
         let limits = Arc::new(config.instances.clone());
         let directory = Directory::new(engine.clone(), journal.clone(), limits, shutdown.clone());
+        let registry = Arc::new(Registry::new(engine, config.agents.clone()));
         let resumptions = Resumptions::new(
             journal.clone(),
+            registry.clone(),
             directory.clone(),
             unfinished,
             config.resumptions_at_once,
         );
-        let registry = Arc::new(Registry::new(engine, config.agents.clone()));
         let config = Arc::new(config);
         let api = Arc::new(Api { config, registry, directory, journal, shutdown });
         let admin = Arc::new(Admin { api: api.clone(), readiness: Arc::default() });
@@ -136,11 +137,11 @@ fn journal_options(config: &Config) -> journal::Options {
 
 /// Makes a directory that only its owner can enter: it holds everyone's data, and code that is trusted.
 fn make_private(directory: &Path) -> anyhow::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder
-        .create(directory)
-        .with_context(|| format!("cannot make the directory {}", directory.display()))
+    let made = || {
+        std::fs::create_dir_all(directory)?;
+        #[cfg(unix)]
+        std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        std::io::Result::Ok(())
+    };
+    made().with_context(|| format!("cannot make {} a directory of our own", directory.display()))
 }

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -57,7 +58,7 @@ struct Common {
     /// Where agents are served; port 0 picks one [default: 127.0.0.1:8787]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// Where /healthz, /readyz and /metrics are; keep it off public networks [default: 127.0.0.1:8788]
+    /// Where the operator's routes are, /readyz and others; keep it off public networks [default: 127.0.0.1:8788]
     #[arg(long, value_name = "ADDR")]
     admin: Option<SocketAddr>,
     /// The directory of the journal and of compiled agents [default: .bureau]
@@ -155,16 +156,23 @@ async fn serve(agents: Option<PathBuf>, common: Common) -> anyhow::Result<()> {
     };
     let components = components(directory)?;
     let (host, listener, config) = open(config).await?;
-    for file in components {
-        // One that fails keeps the host from being ready, and the others serve.
-        if let Err(error) = dev::deploy_file(&host, &file).await {
-            tracing::error!("{error:#}");
-            host.readiness().failed(format!("{error:#}"));
+    let mut stop = pin!(stop());
+    let loading = async {
+        for file in components {
+            // One that fails keeps the host from being ready, and the others serve.
+            if let Err(error) = dev::deploy_file(&host, &file).await {
+                tracing::error!("{error:#}");
+                host.readiness().failed(format!("{error:#}"));
+            }
         }
+    };
+    tokio::select! {
+        () = loading => {}
+        () = &mut stop => return Ok(()),
     }
     host.readiness().loaded();
     ready(&host, &config);
-    host.serve(listener, stop()).await
+    host.serve(listener, stop).await
 }
 
 /// The components of a directory.

@@ -17,6 +17,7 @@ use super::host::share_compiled_code;
 /// A host that serves.
 pub struct InProcess {
     client: Client,
+    host: Host,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<anyhow::Result<()>>,
     _directory: TempDir,
@@ -43,11 +44,20 @@ impl InProcess {
             .map(|listener| format!("http://{}", listener.local_addr().expect("it is bound")));
         host.serve_admin(admin);
         let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(async move {
+        let serving = tokio::spawn({
+            let host = host.clone();
             // A test that fails drops the sender, which stops the host too.
-            host.serve(public, async { drop(stopped.await) }).await
+            async move { host.serve(public, async { drop(stopped.await) }).await }
         });
-        Self { client: Client::new(url, operator), stop, serving, _directory: directory }
+        let client = Client::new(url, operator);
+        Self { client, host, stop, serving, _directory: directory }
+    }
+
+    /// Lets a guest serve under another's name from the next request on, and returns its module's digest.
+    pub async fn deploy(&self, name: &str, component: &str) -> String {
+        let bytes = std::fs::read(guest(component)).unwrap();
+        let deployment = self.host.deploy(name.parse().unwrap(), bytes).await.unwrap();
+        deployment.current.module.digest().to_string()
     }
 
     /// Ends the host in order.

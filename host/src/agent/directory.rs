@@ -18,6 +18,7 @@ use std::collections::hash_map::Entry as MapEntry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -110,8 +111,8 @@ impl Directory {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a call to the instance, starting it if it is not live on this module. `call` is made with the
-    /// instance's ledger.
+    /// Hands a call to the instance, starting it if it is not live on this module or a later one. `call` is made
+    /// with the instance's ledger.
     pub fn send(
         &self,
         key: &InstanceKey,
@@ -135,7 +136,7 @@ impl Directory {
             return Err(Refused { call: Box::new(call), fault: Fault::Draining });
         }
         let stale = |current: &Current| {
-            !Arc::ptr_eq(&current.deployed, deployed) || current.mailbox.is_closed()
+            current.deployed.version < deployed.version || current.mailbox.is_closed()
         };
         if slot.current.as_ref().is_some_and(stale) {
             slot.current = None;
@@ -165,19 +166,6 @@ impl Directory {
             current.load.ended();
             Refused { call: Box::new(refused.into_inner()), fault: busy(limits.mailbox) }
         })
-    }
-
-    /// Hands a call that a failed store had not begun to the instance's next store, which serves the current
-    /// module if it has started already, else the failed store's.
-    pub(super) fn pass_on(
-        &self,
-        key: &InstanceKey,
-        failed: &Arc<Deployed>,
-        call: Call,
-    ) -> Result<(), Refused> {
-        let current = |live: &Live| Some(live.slots.get(key)?.current.as_ref()?.deployed.clone());
-        let deployed = current(&self.live()).unwrap_or_else(|| failed.clone());
-        self.send(key, &deployed, |_| call)
     }
 
     fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) {
@@ -226,14 +214,16 @@ impl Directory {
         evicted > 0
     }
 
-    /// Retires idle instances because the pool is full. Whether there were any.
+    /// Retires idle instances because the pool is full. Whether any store is, or was already, on its way out.
     pub(super) fn make_room(&self) -> bool {
-        self.evict(&mut self.live())
+        let mut live = self.live();
+        let stores: usize = live.slots.values().map(|slot| slot.stores.len()).sum();
+        self.evict(&mut live) || stores > live.current
     }
 
-    /// Waits for a store to be gone, or a moment.
-    pub(super) async fn room_made(&self) {
-        drop(tokio::time::timeout(Duration::from_secs(1), self.0.left.notified()).await);
+    /// Wakes when a store is gone.
+    pub(super) fn left(&self) -> Notified<'_> {
+        self.0.left.notified()
     }
 
     /// Retires instances that had no call for the idle time, again and again.
@@ -288,10 +278,10 @@ impl Directory {
     }
 
     /// Asks a run to end. Whether it was in flight.
-    pub fn cancel(&self, key: &InstanceKey, run: RunId) -> bool {
+    pub fn cancel(&self, run: RunId) -> bool {
         let live = self.live();
-        let Some(slot) = live.slots.get(key) else { return false };
-        slot.stores.iter().any(|(_, session)| session.cancel(run))
+        let mut stores = live.slots.values().flat_map(|slot| &slot.stores);
+        stores.any(|(_, session)| session.cancel(run))
     }
 
     /// How many stores there are, with those on their way out.

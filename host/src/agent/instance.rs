@@ -15,14 +15,21 @@
 //!
 //! **Limits.** [`InstanceLimits::mailbox`](crate::config::InstanceLimits::mailbox). **Cost.** A task, a mailbox and a store.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::agent::directory::{Directory, Generation, Refused};
 use crate::agent::registry::Deployed;
+use crate::agent::resume::insist;
 use crate::fault::Fault;
-use crate::wasm::{Call, LiveStore, Session, StartError};
+use crate::wasm::{Call, Entry, LiveStore, Session, StartError};
+
+/// How long a start waits for a place in a full pool.
+const ROOM: Duration = Duration::from_secs(1);
 
 /// What an actor is made of.
 pub(super) struct Actor {
@@ -61,10 +68,16 @@ impl Actor {
             let variables = self.deployed.variables.clone();
             LiveStore::start(engine, &self.deployed.module, self.session.clone(), variables)
         };
+        let deadline = Instant::now() + ROOM;
         let mut started = start().await;
-        if matches!(started, Err(StartError::NoRoom)) && self.directory.make_room() {
-            // The instance that was pushed out needs a moment to let go of its slot.
-            self.directory.room_made().await;
+        while matches!(started, Err(StartError::NoRoom)) && Instant::now() < deadline {
+            let mut left = pin!(self.directory.left());
+            // Before room is made, so that a store that leaves at once is not missed.
+            left.as_mut().enable();
+            if !self.directory.make_room() {
+                break;
+            }
+            drop(tokio::time::timeout_at(deadline, left).await);
             started = start().await;
         }
         started.map_err(|cause| {
@@ -72,7 +85,7 @@ impl Actor {
             tracing::error!(instance = %key, module = %self.session.module(), %cause, "cannot start");
             match cause {
                 StartError::NoRoom => Fault::HostBusy { limit: self.session.limits().live },
-                StartError::Failed(_) => Fault::AgentUnavailable,
+                StartError::Failed(fault) => fault,
             }
         })
     }
@@ -81,10 +94,10 @@ impl Actor {
     async fn pass_on_queued(&mut self) {
         self.mailbox.close();
         while let Some(call) = self.mailbox.recv().await {
-            let passed = self.directory.pass_on(self.session.ledger().key(), &self.deployed, call);
+            let key = self.session.ledger().key();
+            let passed = self.directory.send(key, &self.deployed, |_| call);
             if let Err(Refused { call, fault }) = passed {
-                self.session.begin(&call.run);
-                self.session.fail(&fault);
+                self.refuse(*call, &fault);
             }
         }
     }
@@ -93,8 +106,23 @@ impl Actor {
     async fn refuse_queued(&mut self, fault: &Fault) {
         self.mailbox.close();
         while let Some(call) = self.mailbox.recv().await {
-            self.session.begin(&call.run);
+            self.refuse(call, fault);
         }
-        self.session.fail(fault);
+    }
+
+    /// Answers a call that no store takes. A resumption has no client to come again, so what will pass does not end
+    /// its run: it is tried again, or left to the host's next start.
+    fn refuse(&self, call: Call, fault: &Fault) {
+        match (call.entry, fault) {
+            (Entry::Resume(_), Fault::Draining) => {}
+            (Entry::Resume(_), Fault::HostBusy { .. } | Fault::InstanceBusy { .. }) => {
+                let key = self.session.ledger().key().clone();
+                tokio::spawn(insist(self.directory.clone(), key, self.deployed.clone(), call));
+            }
+            _ => {
+                self.session.begin(&call.run);
+                self.session.fail(fault);
+            }
+        }
     }
 }

@@ -4,12 +4,13 @@
 //! never a half.
 //!
 //! **Mechanism.** A map from name to an `Arc` that holds the module and what is granted to it. A deployment
-//! compiles and checks first, off the async threads, and then moves one pointer. Instances compare
-//! generations and start anew when theirs is old.
+//! compiles and checks first, off the async threads, and then moves one pointer. An instance
+//! whose module is no longer the current one starts anew with its next request.
 //!
 //! **Limits.** None of its own. **Cost.** A read lock and an `Arc` per request.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::config::AgentConfig;
@@ -22,6 +23,8 @@ pub struct Deployed {
     pub agent: AgentName,
     /// The module.
     pub module: Module,
+    /// Which deployment of the host, counted up: of two, the later one serves.
+    pub(super) version: u64,
     /// What the operator gives the agent to read.
     pub variables: Variables,
 }
@@ -31,6 +34,7 @@ pub struct Registry {
     engine: Arc<Engine>,
     configs: BTreeMap<AgentName, AgentConfig>,
     agents: RwLock<BTreeMap<AgentName, Arc<Deployed>>>,
+    versions: AtomicU64,
 }
 
 /// What a deployment changed.
@@ -44,7 +48,7 @@ pub struct Deployment {
 impl Registry {
     /// A registry without agents.
     pub fn new(engine: Arc<Engine>, configs: BTreeMap<AgentName, AgentConfig>) -> Self {
-        Self { engine, configs, agents: RwLock::default() }
+        Self { engine, configs, agents: RwLock::default(), versions: AtomicU64::new(0) }
     }
 
     /// The engine that modules are compiled with.
@@ -76,7 +80,8 @@ impl Registry {
             let digest = same.module.digest();
             return Ok(Deployment { current: same.clone(), previous: Some(digest) });
         }
-        let current = Arc::new(Deployed { agent: agent.clone(), module, variables });
+        let version = self.versions.fetch_add(1, Ordering::Relaxed);
+        let current = Arc::new(Deployed { agent: agent.clone(), module, version, variables });
         agents.insert(agent, current.clone());
         Ok(Deployment { current, previous: previous.map(|old| old.module.digest()) })
     }

@@ -17,11 +17,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::agent::directory::{Directory, Refused};
-use crate::agent::registry::Deployed;
+use crate::agent::registry::{Deployed, Registry};
 use crate::fault::Fault;
+use crate::id::InstanceKey;
 use crate::journal::{Journal, Unfinished};
 use crate::wasm::{Call, Entry, Origin, Request, Run, epitaph};
 
@@ -40,6 +41,7 @@ const SECRET: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
 /// The unfinished runs of the last start.
 pub struct Resumptions {
     journal: Journal,
+    registry: Arc<Registry>,
     directory: Directory,
     waiting: Mutex<Vec<Unfinished>>,
     at_once: Arc<Semaphore>,
@@ -49,12 +51,13 @@ impl Resumptions {
     /// Takes over what the journal found unfinished.
     pub fn new(
         journal: Journal,
+        registry: Arc<Registry>,
         directory: Directory,
         waiting: Vec<Unfinished>,
         at_once: usize,
     ) -> Self {
         let at_once = Arc::new(Semaphore::new(at_once));
-        Self { journal, directory, waiting: Mutex::new(waiting), at_once }
+        Self { journal, registry, directory, waiting: Mutex::new(waiting), at_once }
     }
 
     /// Takes up the waiting runs of an agent that is served now.
@@ -77,7 +80,15 @@ impl Resumptions {
             }
         }
         for (unfinished, request) in resumable {
-            self.resume(unfinished, &deployed, request).await;
+            // The semaphore lives as long as `self` and is never closed.
+            let Ok(permit) = self.at_once.clone().acquire_owned().await else { return };
+            // The module may have been swapped while the run waited for its place.
+            let current =
+                self.registry.current(&deployed.agent).unwrap_or_else(|| deployed.clone());
+            match current.module.resumes() {
+                true => self.resume(unfinished, current, request, permit),
+                false => self.bury(&unfinished, &Fault::Interrupted),
+            }
         }
     }
 
@@ -91,10 +102,14 @@ impl Resumptions {
         self.journal.lane(record.instance.clone()).submit(turn);
     }
 
-    async fn resume(&self, unfinished: Unfinished, deployed: &Arc<Deployed>, request: Request) {
+    fn resume(
+        &self,
+        unfinished: Unfinished,
+        deployed: Arc<Deployed>,
+        request: Request,
+        permit: OwnedSemaphorePermit,
+    ) {
         let Unfinished { record, tail, .. } = unfinished;
-        // The semaphore lives as long as `self` and is never closed.
-        let Ok(permit) = self.at_once.clone().acquire_owned().await else { return };
         tracing::info!(instance = %record.instance, run = %record.run, after = %record.last, "resuming");
         let (held, gone) = oneshot::channel();
         let origin = Origin {
@@ -104,19 +119,31 @@ impl Resumptions {
             gone: Some(held),
         };
         let run = Run::new(tail, origin, None);
-        let mut call = Call { run, request, entry: Entry::Resume(record.last) };
-        while let Err(Refused { call: refused, fault }) =
-            self.directory.send(&record.instance, deployed, |_| call)
-        {
-            tracing::debug!(instance = %record.instance, code = fault.code(), "a resumption waits");
-            tokio::time::sleep(RETRY).await;
-            call = *refused;
-        }
+        let call = Call { run, request, entry: Entry::Resume(record.last) };
+        tokio::spawn(insist(self.directory.clone(), record.instance, deployed, call));
         tokio::spawn(async move {
             // Either way its place is free.
             drop(tokio::time::timeout(PLACE, gone).await);
             drop(permit);
         });
+    }
+}
+
+/// Hands a resumption to its instance, again and again until it is taken or the host ends.
+pub(super) async fn insist(
+    directory: Directory,
+    instance: InstanceKey,
+    deployed: Arc<Deployed>,
+    mut call: Call,
+) {
+    while let Err(Refused { call: refused, fault }) = directory.send(&instance, &deployed, |_| call)
+    {
+        if fault == Fault::Draining {
+            return;
+        }
+        tracing::debug!(%instance, code = fault.code(), "a resumption waits");
+        tokio::time::sleep(RETRY).await;
+        call = *refused;
     }
 }
 

@@ -125,16 +125,13 @@ impl Admin {
 
     /// Asks a run to end. It may take its time, and may decline.
     async fn cancel(&self, run: RunId) -> Result<Response<Body>, Problem> {
+        if self.api.directory.cancel(run) {
+            return Ok(text(StatusCode::ACCEPTED, "cancelling\n".into()));
+        }
         let journal = self.api.journal.clone();
         let record = tokio::task::spawn_blocking(move || journal.run(run)).await;
-        let record = record
-            .map_err(|_| Fault::Internal)?
-            .map_err(|_| Fault::JournalUnavailable)?
-            .ok_or(Problem::NotFound)?;
-        match self.api.directory.cancel(&record.instance, run) {
-            true => Ok(text(StatusCode::ACCEPTED, "cancelling\n".into())),
-            false => Err(Problem::RunEnded),
-        }
+        let record = record.map_err(|_| Fault::Internal)?.map_err(|_| Fault::JournalUnavailable)?;
+        Err(record.map_or(Problem::NotFound, |_| Problem::RunEnded))
     }
 }
 

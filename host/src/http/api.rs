@@ -38,7 +38,7 @@ const RUN: HeaderName = HeaderName::from_static("bureau-run");
 const MODULE: HeaderName = HeaderName::from_static("bureau-module");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// What of an id is repeated to the client that sent it.
+/// How many characters of an id are repeated to the client that sent it.
 const MAX_ECHO: usize = 128;
 
 /// Header fields that belong to a connection and not to what is sent over it (RFC 9110, 7.6.1), or that the
@@ -103,7 +103,6 @@ impl Api {
         request: Request<Incoming>,
         accept: Accept,
     ) -> Result<Response<Body>, Problem> {
-        let deployed = self.registry.current(instance.agent()).ok_or(Fault::UnknownAgent)?;
         if !accept.is_satisfiable() {
             return Err(Problem::NotAcceptable);
         }
@@ -114,6 +113,8 @@ impl Api {
             Resumed::Answer(response) => return Ok(response),
             Resumed::Nothing(reset) => reset,
         };
+        // Only now: what an agent's runs have emitted can be read whether or not the agent is served.
+        let deployed = self.registry.current(instance.agent()).ok_or(Fault::UnknownAgent)?;
         if request.method() == Method::HEAD {
             // What a stream would say of itself; only a run could tell whether there would be one.
             let mut response = Response::new(Body::empty());
@@ -125,6 +126,8 @@ impl Api {
             return Err(Fault::JournalUnavailable.into());
         }
         let request = self.read(path, request).await?;
+        // Reading takes as long as the client does, and the module may have been swapped meanwhile.
+        let deployed = self.registry.current(instance.agent()).unwrap_or(deployed);
         self.run(instance, deployed, request, reset, accept).await
     }
 
@@ -145,6 +148,8 @@ impl Api {
             // No id of ours or of an agent has other characters.
             Err(_) => Located::Not(NotResumable::Unknown),
         };
+        // Browsers send an id as UTF-8.
+        let shown = || String::from_utf8_lossy(sent.as_bytes()).into_owned();
         let (run, mut response) = match located {
             Located::At(reader) => {
                 let run = reader.tail().run();
@@ -156,23 +161,21 @@ impl Api {
                 (run, response)
             }
             Located::CaughtUp(run) => (run, no_content()),
-            Located::Not(why) => {
-                let id = String::from_utf8_lossy(sent.as_bytes());
-                let echo: String = id.chars().take(MAX_ECHO).collect();
-                return Ok(Resumed::Nothing(Some((echo, why))));
-            }
+            Located::Not(why) => return Ok(Resumed::Nothing(Some((shown(), why)))),
         };
-        identify(&mut response, run, self.module_of(run).await?);
+        let Some(module) = self.module_of(run).await? else {
+            return Ok(Resumed::Nothing(Some((shown(), NotResumable::Expired))));
+        };
+        identify(&mut response, run, module);
         Ok(Resumed::Answer(response))
     }
 
-    /// The module that a run on record began on, or was resumed on.
-    async fn module_of(&self, run: RunId) -> Result<Digest, Problem> {
+    /// The module that a run on record began on, or was resumed on. Retention may delete a run between two reads.
+    async fn module_of(&self, run: RunId) -> Result<Option<Digest>, Problem> {
         let journal = self.journal.clone();
         let record = tokio::task::spawn_blocking(move || journal.run(run)).await;
         let record = record.map_err(|_| Fault::Internal)?.map_err(|_| Fault::JournalUnavailable)?;
-        // Retention may delete a run between two reads.
-        Ok(record.ok_or(Problem::NotFound)?.module)
+        Ok(record.map(|record| record.module))
     }
 
     /// Reads the whole request.
@@ -191,13 +194,12 @@ impl Api {
                 true => Problem::PayloadTooLarge { limit: limits.request_body_bytes },
                 false => Problem::BadBody,
             })?;
-        let headers = head.headers.iter().map(|(name, value)| {
-            let value = value.as_bytes().iter().copied().map(char::from).collect();
-            (name.as_str().to_owned(), value)
-        });
+        let headers =
+            head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text_of(value)));
         Ok(AgentRequest {
             method: head.method.as_str().to_owned(),
-            url: head.uri.to_string(),
+            // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
+            url: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
             path,
             headers: headers.collect(),
             body: body.to_bytes(),
@@ -228,7 +230,7 @@ impl Api {
             })
             .map_err(|Refused { fault, .. }| fault)?;
         // The sender goes without an answer only when the host is forced to end.
-        let Answered { answer, after } = answered.await.map_err(|_| Fault::Draining)?;
+        let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
         after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
         let mut response = match answer {
             Answer::Response(head, body) => respond(head, Body::full(body)),
@@ -247,13 +249,16 @@ impl Api {
             }
         })
         .unwrap_or_else(|fault| Problem::from(fault).response(accept, self.config.http.retry));
-        identify(&mut response, id, deployed.module.digest());
+        identify(&mut response, id, module);
         Ok(response)
     }
 
     fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
         let run = reader.tail().run();
-        let reset = reset.map(|(id, why)| sse::reset(run, &id, why));
+        let reset = reset.map(|(id, why)| {
+            let shown: String = id.chars().take(MAX_ECHO).collect();
+            sse::reset(run, &shown, why)
+        });
         let http = &self.config.http;
         let pace = Pace { heartbeat: http.heartbeat, retry: http.retry };
         let drain = self.shutdown.drain.clone();
@@ -266,6 +271,11 @@ enum Resumed {
     Answer(Response<Body>),
     /// There was none, or none that can be resumed.
     Nothing(Option<Reset>),
+}
+
+/// A header's value as agents get it: one character per byte.
+fn text_of(value: &HeaderValue) -> String {
+    value.as_bytes().iter().copied().map(char::from).collect()
 }
 
 fn no_content() -> Response<Body> {

@@ -1,8 +1,8 @@
 //! Cross-origin requests (WHATWG Fetch, "CORS protocol"), by configuration.
 //!
 //! A browser's page may call an agent on another origin only if the host says so. Which origins may is a list;
-//! any method and any header then may, since what they mean is the agent's affair. Credentials are never
-//! allowed by `*`, which names no one. Without configured origins nothing here acts, and an agent may
+//! any method and any header then may, since what they mean is the agent's affair; credentials may not. What an agent
+//! says of its own about who may read an answer is then dropped. Without configured origins nothing here acts, and an agent may
 //! do its own CORS. The cost is one comparison per configured origin.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -44,6 +44,7 @@ pub(super) fn allow(cors: &Cors, origin: Option<HeaderValue>, answer: &mut Heade
     }
     // Caches must not give one origin what was said to another.
     answer.append(header::VARY, HeaderValue::from_name(HeaderName::from_static("origin")));
+    answer.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);
     if let Some(origin) = origin.filter(|origin| allows(cors, origin)) {
         answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);

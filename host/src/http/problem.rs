@@ -33,7 +33,7 @@ pub enum Problem {
     BodyTimeout,
     /// The request's body broke off.
     BadBody,
-    /// The run is over, so it cannot be cancelled.
+    /// The run is not under way, so it cannot be cancelled.
     RunEnded,
     /// The run could not begin, or did not end well.
     Fault(Fault),
@@ -128,7 +128,7 @@ impl Problem {
                 ("body-timeout", "Body timeout", "the request's body took too long".into())
             }
             Self::BadBody => ("bad-body", "Bad body", "the request's body broke off".into()),
-            Self::RunEnded => ("run-ended", "Run ended", "the run is over".into()),
+            Self::RunEnded => ("run-ended", "Run ended", "the run is not under way".into()),
             Self::Fault(fault) => return fault.facts(),
         };
         Facts { code, title, detail, source: Source::Host }

@@ -400,6 +400,7 @@ fn failed(error: impl Into<Error>) -> StoreError {
 pub(super) mod tests {
     //! What only one who knows the tables can make or see.
 
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
     use super::*;
@@ -439,15 +440,52 @@ pub(super) mod tests {
         read.unwrap()
     }
 
-    #[test]
-    fn keys_sort_as_what_they_stand_for() {
-        let store = RedbStore {
+    fn in_memory() -> RedbStore {
+        RedbStore {
             backend: Backend::new(|| Ok(::redb::backends::InMemoryBackend::new())),
             file: PathBuf::new(),
             cache_bytes: 1 << 20,
             retention: Retention { age: Duration::MAX, bytes: u64::MAX },
             database: RwLock::new(None),
-        };
+        }
+    }
+
+    type Name = (String, String, String);
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn keys_are_in_the_order_of_what_they_stand_for(
+            events: BTreeSet<(u128, u64)>,
+            names: BTreeSet<Name>,
+        ) {
+            let store = in_memory();
+            let database = store.open_database().unwrap();
+            store.check_format(&database, true).unwrap();
+            let transaction = database.begin_write().unwrap();
+            let mut tables = Tables::open(&transaction).unwrap();
+            // From the far end, so that the order cannot be that of coming.
+            for key in events.iter().rev() {
+                tables.events.insert(*key, &[][..]).unwrap();
+            }
+            for (agent, instance, key) in names.iter().rev() {
+                tables.storage.insert((&**agent, &**instance, &**key), &[][..]).unwrap();
+            }
+            let sorted = tables.events.iter().unwrap().map(|row| row.unwrap().0.value());
+            proptest::prop_assert!(sorted.eq(events));
+            let sorted = tables.storage.iter().unwrap().map(|row| {
+                let key = row.unwrap().0;
+                let (agent, instance, key) = key.value();
+                (agent.to_owned(), instance.to_owned(), key.to_owned())
+            });
+            proptest::prop_assert!(sorted.eq(names));
+        }
+    }
+
+    #[test]
+    fn keys_sort_as_what_they_stand_for() {
+        let store = in_memory();
         let database = store.open_database().unwrap();
         store.check_format(&database, true).unwrap();
         let transaction = database.begin_write().unwrap();

@@ -1,8 +1,9 @@
-//! The sandbox: everything that knows wasmtime but the actor that owns a store.
+//! The sandbox: everything that knows wasmtime.
 //!
 //! `engine` makes the one engine, linker and clock; `module` turns bytes into something that can be
 //! instantiated; `run`, `ledger` and `session` are what a call, an instance and a store have written; `context`
-//! is what a guest can call, `store` a live component instance, and `log` where its output goes.
+//! is what a guest can call, `store` a live component instance, `chunks` the way of a raw body, and `log` where
+//! a guest's output goes.
 
 mod bindings;
 mod chunks;

@@ -8,11 +8,13 @@
 //! digest of what follows, and one that does not match is compiled anew: compiled code is trusted blindly by
 //! wasmtime, so it must be whole.
 //!
-//! **Limits.** [`MAX_BYTES`]. The cache's directory is readable by its owner alone.
+//! **Limits.** [`MAX_BYTES`]. The cache's directory is its owner's alone; nothing deletes old entries, and all of it may be
+//! deleted at any time.
 //!
 //! **Cost.** Compiling a Rust agent takes tenths of a second and a Python one seconds; loading either from the cache, milliseconds.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::component::{Component, InstancePre};
 
@@ -129,7 +131,9 @@ fn keep(component: &Component, path: &Path) -> wasmtime::Result<()> {
     let mut entry = Digest::of(&code).as_bytes().to_vec();
     entry.extend_from_slice(&code);
     // Written beside and renamed, so that a reader finds the whole entry or none.
-    let beside = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let draft = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let beside = PathBuf::from(format!("{}.{}-{draft}", path.display(), std::process::id()));
     std::fs::write(&beside, entry)?;
     std::fs::rename(&beside, path)?;
     Ok(())

@@ -74,6 +74,8 @@ struct Mark {
 pub struct Answered {
     /// The answer.
     pub answer: Answer,
+    /// The module that gave it.
+    pub module: Digest,
     /// What must be durable before the answer leaves.
     pub after: Ticket,
 }
@@ -232,11 +234,11 @@ impl Run {
     }
 
     /// Sends the answer, if none was sent yet and somebody waits for it.
-    pub(super) fn answer(&self, answer: Answer, after: Ticket) {
+    pub(super) fn answer(&self, answer: Answer, after: Ticket, module: Digest) {
         let sender = self.progress().answer.take();
         if let Some(sender) = sender {
             // A client that has gone away changes nothing for the run.
-            drop(sender.send(Answered { answer, after }));
+            drop(sender.send(Answered { answer, module, after }));
         }
     }
 

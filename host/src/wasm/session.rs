@@ -8,7 +8,8 @@
 //! future comes back because every guest task waits, the turn goes to the journal as one batch, and then
 //! the answers that depend on it are sent, each with the ticket to wait for. When it comes back only because an
 //! epoch tick made a guest yield in the middle, the turn stays open. When the store fails, the turn is
-//! thrown away and each run in flight gets its failure, on record if it streamed.
+//! thrown away and each run in flight gets its failure, on record if it streamed. A turn also ends between two steps of
+//! the store's event loop, so that the calls of a busy instance never share a limit.
 //!
 //! **Limits.** A turn's bytes: emitting beyond it is `backlogged`, anything else traps.
 //!
@@ -69,7 +70,7 @@ impl Load {
     }
 
     fn touch(&self) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.last_used.store(now, Ordering::Relaxed);
     }
 
@@ -94,7 +95,7 @@ impl Load {
     /// Since when the store has no calls, if it has none.
     pub fn idle_since(&self) -> Option<Duration> {
         (self.in_flight() == 0)
-            .then(|| Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
+            .then(|| Duration::from_micros(self.last_used.load(Ordering::Relaxed)))
     }
 }
 
@@ -357,6 +358,13 @@ impl Session {
         self.ledger.settled().await
     }
 
+    /// Ends the turn between two steps of the store's event loop, where no guest is in the middle of one: the calls
+    /// of a busy instance must not add up to one long turn.
+    pub(super) fn between(&self) {
+        self.submit();
+        self.clock().start(false);
+    }
+
     /// Hands the turn over and sends the answers that waited for it.
     fn submit(&self) {
         let mut making = self.making();
@@ -385,7 +393,7 @@ impl Session {
         }
         drop(making);
         for (run, answer) in answers {
-            run.answer(answer, ticket.clone());
+            run.answer(answer, ticket.clone(), self.module);
         }
         for (permit, bytes) in chunks {
             permit.send((bytes, ticket.clone()));
@@ -477,6 +485,15 @@ impl<F> Turns<F> {
     }
 }
 
+/// Stops the clock when a poll is over, by a panic too.
+struct Polling<'a>(&'a Session);
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.0.clock().stop();
+    }
+}
+
 impl<F, T, E> Future for Turns<F>
 where
     F: Future<Output = Result<T, E>>,
@@ -488,8 +505,9 @@ where
         let session = &**this.session;
         let goes_on = session.yielded.swap(false, Ordering::Relaxed);
         session.clock().start(goes_on);
+        let polling = Polling(session);
         let polled = this.driver.poll(cx);
-        session.clock().stop();
+        drop(polling);
         if polled.is_pending() {
             if !session.yielded.load(Ordering::Relaxed) {
                 session.submit();

@@ -11,6 +11,7 @@
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -67,8 +68,8 @@ pub enum StartError {
     /// The pool has no room now; another instance must go first.
     #[error("no room for another instance")]
     NoRoom,
-    #[error("{0:#}")]
-    Failed(wasmtime::Error),
+    #[error("it cannot be instantiated")]
+    Failed(Fault),
 }
 
 /// A component instance in its store.
@@ -96,17 +97,27 @@ impl LiveStore {
         store.limiter(Context::limiter);
         store.epoch_deadline_callback(Context::tick);
         store.set_epoch_deadline(1);
-        let instance = module.pre.instantiate_async(&mut store).await.map_err(|cause| {
-            if cause.is::<wasmtime::PoolConcurrencyLimitError>() {
-                return StartError::NoRoom;
+        // Guest code can run here already, and has the same limits as later.
+        let starting = Turns::new(module.pre.instantiate_async(&mut store), session.clone());
+        let failed =
+            |cause: wasmtime::Error, store: &Store<Context>| match classify(&cause, store.data()) {
+                limit @ Fault::Limit(_) => StartError::Failed(limit),
+                _ => StartError::Failed(Fault::AgentUnavailable),
+            };
+        let instance = match AssertUnwindSafe(starting).catch_unwind().await {
+            Ok(Ok(instance)) => instance,
+            Ok(Err(cause)) if cause.is::<wasmtime::PoolConcurrencyLimitError>() => {
+                return Err(StartError::NoRoom);
             }
-            StartError::Failed(cause)
-        })?;
-        let handler = module.handler.load(&mut store, &instance).map_err(StartError::Failed)?;
+            Ok(Err(cause)) => return Err(failed(cause, &store)),
+            Err(_) => return Err(StartError::Failed(panicked(&session))),
+        };
+        let handler = module.handler.load(&mut store, &instance);
+        let handler = handler.map_err(|cause| failed(cause, &store))?;
         let resumption = match &module.resumption {
             Some(indices) => {
-                let guest = indices.load(&mut store, &instance).map_err(StartError::Failed)?;
-                Some(Arc::new(guest))
+                let guest = indices.load(&mut store, &instance);
+                Some(Arc::new(guest.map_err(|cause| failed(cause, &store))?))
             }
             None => None,
         };
@@ -120,26 +131,36 @@ impl LiveStore {
         let Self { store, session, guest } = &mut self;
         let (guest, calls) = (guest.clone(), session.clone());
         let driver = store.run_concurrent(async |accessor| {
-            while let Some(call) = mailbox.recv().await {
-                calls.begin(&call.run);
-                accessor.spawn(Task { call, guest: guest.clone(), session: calls.clone() })?;
-            }
-            poll_fn(|cx| calls.poll_idle(cx)).await;
-            wasmtime::error::Ok(())
+            let mut serving = pin!(async {
+                while let Some(call) = mailbox.recv().await {
+                    calls.begin(&call.run);
+                    accessor.spawn(Task { call, guest: guest.clone(), session: calls.clone() })?;
+                }
+                poll_fn(|cx| calls.poll_idle(cx)).await;
+                wasmtime::error::Ok(())
+            });
+            // The event loop polls this before each of its steps.
+            poll_fn(|cx| {
+                calls.between();
+                serving.as_mut().poll(cx)
+            })
+            .await
         });
         // A panic of a host function must not take more than this instance with it.
         let served = AssertUnwindSafe(Turns::new(driver, session.clone())).catch_unwind().await;
         let fault = match served {
             Ok(Ok(Ok(()))) => return Ok(()),
             Ok(Ok(Err(cause)) | Err(cause)) => classify(&cause, store.data()),
-            Err(_) => {
-                tracing::error!(instance = %session.ledger().key(), "a host function panicked");
-                Fault::Internal
-            }
+            Err(_) => panicked(session),
         };
         session.fail(&fault);
         Err(fault)
     }
+}
+
+fn panicked(session: &Session) -> Fault {
+    tracing::error!(instance = %session.ledger().key(), "a host function panicked");
+    Fault::Internal
 }
 
 /// Says what a store's failure is to a client, and logs what it is to an operator.

@@ -95,6 +95,8 @@ impl Agent for Probe {
             })),
             "/last-event-id" => Reply::json(&json!({ "lastEventId": run.last_event_id() })),
             "/config" => Reply::json(&json!({ "value": config(&options.key)? })),
+            "/reach" => reach(&options),
+            "/together" => together().await,
             "/log" => {
                 println!("a line on stdout");
                 eprintln!("a line on stderr");
@@ -195,6 +197,36 @@ fn echo(request: &Request) -> Result<Reply> {
         "headers": headers,
         "body": String::from_utf8_lossy(request.body()),
     }))
+}
+
+/// What a program may try to reach; the answer says what it got, or why not. `?key=ADDRESS` is one that listens.
+fn reach(options: &Options) -> Result<Reply> {
+    let said = |failure: std::io::Error| failure.to_string();
+    let connected = std::net::TcpStream::connect(&options.key).map(|_| "connected").map_err(said);
+    let listed = std::fs::read_dir("/").map(|_| "listed").map_err(said);
+    let written = std::fs::write("probe.txt", "mine").map(|()| "written").map_err(said);
+    Reply::json(&json!({
+        "network": connected.ok(),
+        "files": listed.ok(),
+        "own files": written.ok(),
+        "environment": std::env::vars().count(),
+        "arguments": std::env::args().count(),
+    }))
+}
+
+/// Waits for several things in one call: all of two, then the first of two.
+async fn together() -> Result<Reply> {
+    let moment = || sleep(Duration::from_millis(1));
+    let later = async |word: &'static str| {
+        moment().await;
+        word
+    };
+    let both = join(later("one"), later("two")).await;
+    let first = match select(later("short"), std::future::pending::<()>()).await {
+        Either::Left(word) => word,
+        Either::Right(()) => "never",
+    };
+    Reply::json(&json!({ "both": both, "first": first }))
 }
 
 async fn emit(run: &Run, options: Options) -> Result<Reply> {
