@@ -47,6 +47,11 @@ async fn a_hundred_thousand_events_are_read_late_and_after_a_stall_in_bounded_me
     let bound = 64 * KIB + 2 * 64 * KIB;
     let peak = host.metrics().await["buffered_bytes_peak"];
     assert!((64 * KIB..=bound).contains(&peak), "{peak} of {bound}");
+    // On its way to each of the two: what hyper gathers before it waits for the socket, and the page that exceeds it.
+    let bound = 2 * (64 * KIB + 2 * 64 * KIB);
+    let peak = host.metrics().await["sending_bytes_peak"];
+    assert!((16 * KIB..=bound).contains(&peak), "{peak} of {bound}");
+    assert_eq!(host.metrics().await["sending_bytes"], 0, "all of it has been taken");
 }
 
 #[tokio::test]

@@ -159,7 +159,8 @@ pub struct JournalLimits {
     /// Memory for the store's pages.
     #[serde(deserialize_with = "de::size")]
     pub cache_bytes: usize,
-    /// What a live run keeps of its latest events in memory, for its readers to share. There may be thousands of runs.
+    /// What a live run keeps of its latest events in memory, for its readers to share, and about as much again of their
+    /// frames. There may be thousands of runs.
     #[serde(deserialize_with = "de::size")]
     pub tail_bytes: usize,
     /// What a reader who is behind fetches at a time: each such reader holds as much.

@@ -106,6 +106,18 @@ impl Admin {
                 stats.buffered_bytes_peak,
             ),
             (
+                "sending_bytes",
+                "gauge",
+                "Bytes of framed events that no socket has taken yet.",
+                stats.sending_bytes,
+            ),
+            (
+                "sending_bytes_peak",
+                "gauge",
+                "The most bytes of framed events that no socket had taken yet.",
+                stats.sending_bytes_peak,
+            ),
+            (
                 "live_instances",
                 "gauge",
                 "Component instances, with those on their way out.",

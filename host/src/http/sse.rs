@@ -15,8 +15,8 @@
 //! **Cost.** An idle body is a reader, two timers' worth of memory and no task. An event that many wait for is
 //! framed once and shared; a page that one reader fetches is framed into one buffer.
 
-use std::fmt::Write as _;
 use std::future::Future as _;
+use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -36,7 +36,7 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture, WaitForCancellation
 
 use super::Body;
 use crate::id::{Cursor, RunId, Seq};
-use crate::journal::{Event, NotResumable, Reader, Step};
+use crate::journal::{Event, NotResumable, Page, Reader, Step};
 
 /// A comment, which keeps the connection open and reveals a client that has gone.
 const HEARTBEAT: Bytes = Bytes::from_static(b":\n");
@@ -78,9 +78,9 @@ pub fn reset(run: RunId, last_event_id: &str, reason: NotResumable) -> Bytes {
 
 /// An event of a run on the wire.
 pub fn frame(run: RunId, event: &Event) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(frame_len(event));
+    let mut bytes = Vec::with_capacity(frame_len(event));
     write_frame(run, event, &mut bytes);
-    bytes.freeze()
+    bytes.into()
 }
 
 fn retry_field(retry: Duration) -> Bytes {
@@ -95,7 +95,7 @@ fn frame_len(event: &Event) -> usize {
     "id: \nevent: \n\n".len() + id + name + data
 }
 
-fn write_frame(run: RunId, event: &Event, out: &mut BytesMut) {
+fn write_frame(run: RunId, event: &Event, out: &mut Vec<u8>) {
     // Each event has its id, since some clients do not carry the last one forward.
     match &event.id {
         Some(id) => field("id", id, out),
@@ -113,7 +113,7 @@ fn write_frame(run: RunId, event: &Event, out: &mut BytesMut) {
     out.extend_from_slice(b"\n");
 }
 
-fn field(name: &str, value: &str, out: &mut BytesMut) {
+fn field(name: &str, value: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(name.as_bytes());
     // A client strips one space, so a value that starts with one keeps it.
     out.extend_from_slice(if value.is_empty() { b":" } else { b": " });
@@ -240,15 +240,19 @@ async fn advance(mut reader: Reader) -> (Reader, Step) {
 }
 
 /// A page of events on the wire. A page of one is most likely live, and its frame is shared with the other readers.
-fn frames(run: RunId, events: &[Arc<Event>]) -> Bytes {
-    if let [event] = events {
-        return event.frame(|event| frame(run, event));
+fn frames(run: RunId, page: &Page) -> Bytes {
+    match &**page {
+        [event] => event.frame(|event| frame(run, event)),
+        events => page.sending(framed(run, events)),
     }
-    let mut bytes = BytesMut::with_capacity(events.iter().map(|event| frame_len(event)).sum());
+}
+
+fn framed(run: RunId, events: &[Arc<Event>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(events.iter().map(|event| frame_len(event)).sum());
     for event in events {
         write_frame(run, event, &mut bytes);
     }
-    bytes.freeze()
+    bytes
 }
 
 #[cfg(test)]

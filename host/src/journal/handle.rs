@@ -1,6 +1,6 @@
 //! The handle: opening the journal, and what the rest of the host asks of it.
 //!
-//! [`Journal`] is a cheap clone. Behind it are the store, the queue of the [writer](super::writer), the
+//! [`Journal`] is a cheap clone. Behind it are the store, the queue of the [writer], the
 //! tails of the runs that go on, and the journal's health. Reads of state and storage are short and
 //! synchronous: one transaction, closed before they return.
 
@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub(super) health: watch::Sender<Health>,
     pub(super) counts: Counts,
     pub(super) gauge: Arc<Gauge>,
+    /// Pages that were put in another form and are on their way to clients.
+    pub(super) sending: Arc<Gauge>,
     pub(super) limits: Limits,
     pub(super) page_bytes: usize,
     pub(super) patience: Duration,
@@ -112,6 +114,7 @@ impl Journal {
             health: watch::Sender::new(Health::Good),
             counts: Counts::default(),
             gauge,
+            sending: Arc::default(),
             limits,
             page_bytes: options.page_bytes,
             patience: options.patience,
@@ -198,6 +201,8 @@ impl Journal {
             trimmed_runs: count(&shared.counts.trimmed_runs),
             buffered_bytes: shared.gauge.now(),
             buffered_bytes_peak: shared.gauge.peak(),
+            sending_bytes: shared.sending.now(),
+            sending_bytes_peak: shared.sending.peak(),
             live_runs: lock(&shared.live).len() as u64,
         }
     }

@@ -241,6 +241,9 @@ pub struct Stats {
     /// Gauge: bytes of events that tails and pages hold in memory now, and the most they ever held.
     pub buffered_bytes: u64,
     pub buffered_bytes_peak: u64,
+    /// Gauge: bytes of pages that readers have put on the wire and no socket has taken yet, and the most of them.
+    pub sending_bytes: u64,
+    pub sending_bytes_peak: u64,
     /// Gauge: runs with a live tail.
     pub live_runs: u64,
 }

@@ -21,6 +21,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -52,13 +53,32 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Page {
     events: Vec<Arc<Event>>,
+    sending: Arc<Gauge>,
     _buffered: Buffered,
 }
 
 impl Page {
-    fn new(events: Vec<Arc<Event>>, gauge: &Arc<Gauge>) -> Self {
+    fn new(events: Vec<Arc<Event>>, shared: &Shared) -> Self {
         let bytes = events.iter().map(|event| event.size()).sum();
-        Self { events, _buffered: gauge.buffered(bytes) }
+        let sending = Arc::clone(&shared.sending);
+        Self { events, sending, _buffered: shared.gauge.buffered(bytes) }
+    }
+
+    /// Bytes made of this page, counted as being sent for as long as anyone holds them.
+    pub fn sending(&self, bytes: Vec<u8>) -> Bytes {
+        let counted = self.sending.buffered(bytes.len());
+        Bytes::from_owner(Sending { bytes, _counted: counted })
+    }
+}
+
+struct Sending {
+    bytes: Vec<u8>,
+    _counted: Buffered,
+}
+
+impl AsRef<[u8]> for Sending {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -109,7 +129,7 @@ impl Reader {
             let moved = self.tail.moved();
             health.mark_unchanged();
             match self.tail.following(self.cursor, page_bytes) {
-                Following::Events(events) => return Ok(Page::new(events, &self.shared.gauge)),
+                Following::Events(events) => return Ok(Page::new(events, &self.shared)),
                 Following::End(outcome) => return Err(Step::End(outcome)),
                 Following::Stored => match self.fetch(page_bytes).await {
                     Ok(page) => return Ok(page),
@@ -132,7 +152,7 @@ impl Reader {
         let (shared, run, after) = (Arc::clone(&self.shared), self.tail.run(), self.cursor);
         blocking(move || {
             let events = shared.store.events(run, after, max_bytes)?;
-            Ok(Page::new(events, &shared.gauge))
+            Ok(Page::new(events, &shared))
         })
         .await
     }

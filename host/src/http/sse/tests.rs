@@ -111,9 +111,27 @@ fn id_is_on_every_event_and_is_the_agents_own_if_it_has_one() {
     assert_eq!(text(frame(run(), &own)), "id: order-17\nevent: progress\ndata: x\n\n");
     let page = [Arc::new(event(1, "a")), Arc::new(own), Arc::new(event(3, "b"))];
     let ids: Vec<_> =
-        parse(&frames(run(), &page), usize::MAX).into_iter().map(|(id, ..)| id).collect();
+        parse(&framed(run(), &page), usize::MAX).into_iter().map(|(id, ..)| id).collect();
     let cursor = |seq| Cursor { run: run(), seq: Seq(seq) }.to_string();
     assert_eq!(ids, [cursor(1), "order-17".into(), cursor(3)]);
+}
+
+#[test]
+fn id_only_block_is_never_sent() {
+    for (name, id, data) in
+        [(None, Some("own"), ""), (Some("named"), Some("own"), ""), (None, None, "")]
+    {
+        let event = Event::new(Seq(1), name.map(Into::into), id.map(Into::into), data.into());
+        let wire = text(frame(run(), &event));
+        assert!(wire.ends_with("\ndata:\n\n"), "{wire:?}");
+    }
+}
+
+#[test]
+fn retry_is_ascii_digits_once_at_the_start() {
+    for (retry, wire) in [(1, ":\nretry: 1\n"), (86_400_000, ":\nretry: 86400000\n")] {
+        assert_eq!(text(preamble(Duration::from_millis(retry))), wire);
+    }
 }
 
 #[test]
