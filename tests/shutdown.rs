@@ -154,3 +154,14 @@ async fn read_until(response: &mut Response, end: &str) {
 fn problem(event: &Event) -> Value {
     serde_json::from_str(&event.data).unwrap()
 }
+
+#[tokio::test]
+async fn the_data_directory_is_its_owners_alone_also_when_it_was_there_before() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = TestHost::serving(&[]);
+    std::fs::create_dir_all(host.data()).unwrap();
+    std::fs::set_permissions(host.data(), PermissionsExt::from_mode(0o755)).unwrap();
+    let down = host.start().kill();
+    let mode = std::fs::metadata(down.data()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
