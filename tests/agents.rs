@@ -518,6 +518,25 @@ async fn storage_sets_gets_deletes_and_lists_by_prefix_in_order() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_not_on_record_is_found_by_whoever_cancels_it() {
+    let host = TestHost::serving(&["probe"]).start();
+    let mut body = host.get("probe/demo/chunks-endless?delay=5").await;
+    let run = body.headers()["bureau-run"].to_str().unwrap().to_owned();
+    let cancel = async || {
+        let path = format!("/v1/runs/{run}/cancel");
+        host.admin(Method::POST, &path).await.status()
+    };
+    assert!(body.chunk().await.unwrap().is_some(), "it is under way");
+    assert_eq!(cancel().await, StatusCode::ACCEPTED);
+    drop(body);
+    while cancel().await == StatusCode::ACCEPTED {
+        // The guest learns at its next write that its client has left.
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(cancel().await, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn an_agent_reaches_nothing_that_it_was_not_given() {
     let host = TestHost::serving(&["probe"]).start();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -416,6 +416,9 @@ async fn runs_wait_while_their_agent_is_not_served_and_go_on_when_it_is_back() {
         host = down.serving_instead(&["api"]).start();
         assert_eq!(host.get(&client.path).await.status(), StatusCode::NOT_FOUND);
         assert_eq!(host.metrics().await["live_runs"], 1, "it waits");
+        let start = format!("{}-0", client.events[0].id.split_once('-').unwrap().0);
+        let seen = host.resume(&client.path, &start).await.next().await.unwrap();
+        assert_eq!(seen, client.events[0], "and what it has emitted can be read");
         down = host.kill();
     }
     let host = down.serving_instead(&["phoenix"]).start();

@@ -266,6 +266,22 @@ async fn a_request_reaches_the_agent_whole() {
 }
 
 #[tokio::test]
+async fn the_hosts_origins_go_over_what_an_agent_says_of_them() {
+    let config = "cors.origins = ['https://good.example']";
+    let host = TestHost::serving(&["rogue"]).config(config).start();
+    let any = json!({ "status": 200, "headers": [["access-control-allow-origin", "*"]] });
+    let allowed = async |origin: &str| {
+        let request = host.request(Method::POST, "rogue/demo/reply").json(&any);
+        let response = request.header("origin", origin).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let allowed = response.headers().get("access-control-allow-origin");
+        allowed.map(|origin| origin.to_str().unwrap().to_owned())
+    };
+    assert_eq!(allowed("https://good.example").await.as_deref(), Some("https://good.example"));
+    assert_eq!(allowed("https://evil.example").await, None);
+}
+
+#[tokio::test]
 async fn http1_and_http2_are_answered_alike_on_one_port() {
     let host = TestHost::serving(&["probe"]).start();
     let http1 = Client::builder().http1_only().build().unwrap();
