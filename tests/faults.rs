@@ -107,7 +107,7 @@ async fn read(mut stream: Stream, name: String, disk: Disk) {
 
 fn on(disk: &Disk) -> Journal {
     let limits = JournalLimits { cache_bytes: 1 << 20, ..JournalLimits::default() };
-    let options = Options::new(&limits, "survivor.redb".into());
+    let options = Options { file: "survivor.redb".into(), limits };
     Journal::open_on(disk.backend(), options).unwrap().0
 }
 

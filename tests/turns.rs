@@ -135,7 +135,7 @@ fn part(len: usize, random: &mut Rng) -> Range<usize> {
 /// Starts on what a crash has left, and compares state, events and what clients had.
 async fn check(at: usize, image: Vec<u8>, runs: Arc<Vec<Run>>, seen: Vec<u64>) {
     let limits = JournalLimits { cache_bytes: 1 << 20, ..JournalLimits::default() };
-    let options = Options::new(&limits, "crashed.redb".into());
+    let options = Options { file: "crashed.redb".into(), limits };
     let (journal, _) = Journal::open_on(Disk::of(image).backend(), options)
         .unwrap_or_else(|error| panic!("before change {at}: {error}"));
     let mut numbers = [const { Vec::new() }; INSTANCES];

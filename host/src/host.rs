@@ -132,7 +132,7 @@ impl Host {
 }
 
 fn journal_options(config: &Config) -> journal::Options {
-    journal::Options::new(&config.journal, config.data.join("journal.redb"))
+    journal::Options { file: config.data.join("journal.redb"), limits: config.journal.clone() }
 }
 
 /// Makes a directory that only its owner can enter: it holds everyone's data, and code that is trusted.

@@ -99,7 +99,7 @@ async fn an_attempt_that_did_reach_the_disk_is_not_counted_twice() {
 #[tokio::test]
 async fn a_journal_whose_patience_ends_tells_everyone() {
     let disk = Disk::default();
-    let options = Options { patience: Duration::ZERO, ..options() };
+    let options = within(JournalLimits { patience: Duration::ZERO, ..limits() });
     let journal = open(&disk, options);
     let lane = journal.lane(instance("a"));
     let tail = journal.tail(&instance("a"), RunId::generate());
@@ -135,7 +135,7 @@ async fn a_data_file_that_vanished_is_not_begun_anew() {
         let disk = disk.clone();
         move || if opened.swap(true, Ordering::Relaxed) { other.hold() } else { disk.hold() }
     });
-    let options = Options { patience: Duration::from_millis(60), ..options() };
+    let options = within(JournalLimits { patience: Duration::from_millis(60), ..limits() });
     let (journal, _) = Journal::open_on(backend, options).unwrap();
     disk.fail(0, 1);
     let turn = Turn(vec![Write::State("{}".into())]);
@@ -168,7 +168,7 @@ async fn closing_commits_what_is_queued_and_releases_who_waits() {
 async fn every_crash_leaves_whole_turns_in_order() {
     const TURNS: u64 = 400;
     let disk = Disk::default();
-    let options = Options { retain_bytes: 20_000, ..options() };
+    let options = within(JournalLimits { retain_bytes: 20_000, ..limits() });
     let journal = open(&disk, options.clone());
     let instances = [instance("a"), instance("b")];
     let lanes = instances.clone().map(|instance| journal.lane(instance));

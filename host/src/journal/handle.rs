@@ -95,7 +95,8 @@ impl Journal {
         backend: Backend,
         options: Options,
     ) -> Result<(Self, Vec<Unfinished>), StoreError> {
-        let limits = Limits { window: options.tail_bytes, backlog: options.backlog_bytes };
+        let limits =
+            Limits { window: options.limits.tail_bytes, backlog: options.limits.backlog_bytes };
         let (store, interrupted) = RedbStore::open(backend, &options)?;
         let gauge = Arc::new(Gauge::default());
         let unfinished: Vec<Unfinished> = interrupted
@@ -116,8 +117,8 @@ impl Journal {
             gauge,
             sending: Arc::default(),
             limits,
-            page_bytes: options.page_bytes,
-            patience: options.patience,
+            page_bytes: options.limits.page_bytes,
+            patience: options.limits.patience,
         });
         let writer = thread::Builder::new().name("journal".into()).spawn({
             let shared = Arc::clone(&shared);

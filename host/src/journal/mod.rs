@@ -37,11 +37,10 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
-
-use bytes::Bytes;
+use std::time::SystemTime;
 
 use crate::config::JournalLimits;
 use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
@@ -248,50 +247,12 @@ pub struct Stats {
     pub live_runs: u64,
 }
 
-/// How a journal is kept. Every limit has its default in [`crate::config`].
+/// How a journal is kept.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The data file; its directory exists.
     pub file: PathBuf,
-    /// Memory for the store's page cache.
-    pub cache_bytes: usize,
-    /// What a live run's tail keeps of its durable events in memory.
-    pub tail_bytes: usize,
-    /// What a reader fetches from the store at a time.
-    pub page_bytes: usize,
-    /// What a run may have emitted and not yet durable.
-    pub backlog_bytes: usize,
-    /// Ended runs are deleted when they are older than this, or, oldest first, when all of them keep more
-    /// than this many bytes of events.
-    pub retain_for: Duration,
-    pub retain_bytes: u64,
-    /// How long failing commits are tried again before the journal gives up.
-    pub patience: Duration,
-}
-
-impl Options {
-    /// A journal in `file` with these limits.
-    pub fn new(limits: &JournalLimits, file: PathBuf) -> Self {
-        let &JournalLimits {
-            cache_bytes,
-            tail_bytes,
-            page_bytes,
-            backlog_bytes,
-            retain_for,
-            retain_bytes,
-            patience,
-        } = limits;
-        Self {
-            file,
-            cache_bytes,
-            tail_bytes,
-            page_bytes,
-            backlog_bytes,
-            retain_for,
-            retain_bytes,
-            patience,
-        }
-    }
+    pub limits: JournalLimits,
 }
 
 /// The seam to what keeps the journal: [`redb`] today. Reads see what is committed and nothing else, take no

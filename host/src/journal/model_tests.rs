@@ -208,7 +208,7 @@ impl Pair {
     async fn restart(&mut self, trim: bool) {
         self.journal.close().await;
         if trim {
-            let options = Options { retain_bytes: 0, ..options() };
+            let options = within(JournalLimits { retain_bytes: 0, ..limits() });
             let (store, _) = RedbStore::open(self.disk.backend(), &options).unwrap();
             while store.trim_due(SystemTime::now()).unwrap() {
                 store.commit(&[], SystemTime::now()).unwrap();

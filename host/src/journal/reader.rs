@@ -11,7 +11,7 @@
 //! (retention deleted the run under it) knows it and says [`Step::Broken`]. A store that fails is opened
 //! again by the writer; a reader that needs it meanwhile waits, as it does for events.
 //!
-//! **Limits.** A page is at most [`Options::page_bytes`](super::Options::page_bytes), or one event.
+//! **Limits.** A page is at most [`JournalLimits::page_bytes`](crate::config::JournalLimits::page_bytes), or one event.
 //!
 //! **Cost.** An idle reader is an `Arc` pair, a number and a registered waker. A page from the store is one
 //! short transaction on a blocking thread.

@@ -146,8 +146,11 @@ impl RedbStore {
         let store = Self {
             backend,
             file: options.file.clone(),
-            cache_bytes: options.cache_bytes,
-            retention: Retention { age: options.retain_for, bytes: options.retain_bytes },
+            cache_bytes: options.limits.cache_bytes,
+            retention: Retention {
+                age: options.limits.retain_for,
+                bytes: options.limits.retain_bytes,
+            },
             database: RwLock::new(None),
         };
         let database = store.open_database()?;

@@ -9,8 +9,8 @@
 //! this cursor" and wait on one shared notification. The other way, a tail counts what the guest has
 //! emitted and the disk has not taken yet, which is what `backlogged` means.
 //!
-//! **Limits.** The window is at most [`Options::tail_bytes`](super::Options::tail_bytes), the backlog at
-//! most [`Options::backlog_bytes`](super::Options::backlog_bytes) or one event.
+//! **Limits.** The window is at most [`JournalLimits::tail_bytes`](crate::config::JournalLimits::tail_bytes), the backlog at
+//! most [`JournalLimits::backlog_bytes`](crate::config::JournalLimits::backlog_bytes) or one event.
 //!
 //! **Cost.** One short lock per append and per question; a wake-up of the readers per commit.
 

@@ -153,10 +153,9 @@ impl StorageBackend for Disk {
     }
 }
 
-/// Options that keep everything, with small tails and pages.
-pub(super) fn options() -> Options {
-    Options {
-        file: "test.redb".into(),
+/// Limits that keep everything, with small tails and pages.
+pub(super) fn limits() -> JournalLimits {
+    JournalLimits {
         cache_bytes: 1 << 20,
         tail_bytes: 4 << 10,
         page_bytes: 2 << 10,
@@ -165,6 +164,14 @@ pub(super) fn options() -> Options {
         retain_bytes: u64::MAX,
         patience: Duration::from_secs(1 << 40),
     }
+}
+
+pub(super) fn options() -> Options {
+    within(limits())
+}
+
+pub(super) fn within(limits: JournalLimits) -> Options {
+    Options { file: "test.redb".into(), limits }
 }
 
 pub(super) fn open(disk: &Disk, options: Options) -> Journal {

@@ -230,7 +230,7 @@ async fn a_reader_moves_from_the_store_to_the_live_end() {
     while read.len() < 100 {
         let Step::Events(page) = reader.next().await else { panic!("the run goes on") };
         let bytes: usize = page.iter().map(|event| event.size()).sum();
-        assert!(bytes <= options().page_bytes);
+        assert!(bytes <= limits().page_bytes);
         read.extend(seqs(&page));
     }
     // A call that is dropped while it waits has read nothing.
@@ -310,7 +310,7 @@ async fn readers_beside_the_writer_see_each_event_once() {
     let stats = journal.stats();
     assert_eq!((stats.events, stats.live_runs), (EVENTS, 0));
     let options = options();
-    let bound = options.tail_bytes + READERS as usize * options.page_bytes;
+    let bound = options.limits.tail_bytes + READERS as usize * options.limits.page_bytes;
     assert!(stats.buffered_bytes_peak <= bound as u64, "{stats:?}");
     assert_eq!(stats.buffered_bytes, 0);
 }
@@ -401,7 +401,7 @@ async fn interruptions_without_progress_are_counted() {
 #[tokio::test]
 async fn retention_by_bytes_takes_the_oldest_end_first() {
     let kept = 10;
-    let options = Options { retain_bytes: kept * (1000 + 600), ..options() };
+    let options = within(JournalLimits { retain_bytes: kept * (1000 + 600), ..limits() });
     let disk = Disk::default();
     let (store, _) = RedbStore::open(disk.backend(), &options).unwrap();
     let elsewhere = open(&Disk::default(), options.clone());
@@ -436,7 +436,7 @@ async fn a_run_that_is_trimmed_under_its_reader_breaks_it() {
     let lane = journal.lane(instance("a"));
     let run = whole_run(&journal, &lane, 500, &"x".repeat(500)).await;
     journal.close().await;
-    let options = Options { retain_bytes: 0, ..options() };
+    let options = within(JournalLimits { retain_bytes: 0, ..limits() });
     let (store, _) = RedbStore::open(disk.backend(), &options).unwrap();
     let located = store.run(run).unwrap().unwrap();
     let scratch = open(&Disk::default(), options.clone());
@@ -483,7 +483,7 @@ async fn retention_goes_in_bounded_steps_and_survives_a_restart() {
     journal.close().await;
 
     let age = Duration::from_secs(10);
-    let options = Options { retain_for: age, ..options() };
+    let options = within(JournalLimits { retain_for: age, ..limits() });
     let after = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms) + age;
     let open = || RedbStore::open(disk.backend(), &options).unwrap().0;
     let store = open();
@@ -514,7 +514,7 @@ async fn retention_goes_in_bounded_steps_and_survives_a_restart() {
 
 #[tokio::test]
 async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
-    let options = Options { retain_bytes: 2000, ..options() };
+    let options = within(JournalLimits { retain_bytes: 2000, ..limits() });
     let journal = open(&Disk::default(), options);
     let lane = journal.lane(instance("a"));
     let [old, new] = [(); 2].map(|()| journal.tail(&instance("a"), RunId::generate()));

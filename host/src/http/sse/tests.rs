@@ -261,7 +261,8 @@ struct TestRun {
 impl TestRun {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options::new(&JournalLimits::default(), dir.path().join("journal"));
+        let options =
+            Options { file: dir.path().join("journal"), limits: JournalLimits::default() };
         let (journal, _) = Journal::open(options).unwrap();
         let key = InstanceKey::new("agent".parse().unwrap(), "demo").unwrap();
         let tail = journal.tail(&key, run());
