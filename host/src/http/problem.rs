@@ -109,7 +109,11 @@ impl Problem {
 
     fn facts(&self) -> Facts {
         let (code, title, detail) = match self {
-            Self::NotFound => ("not-found", "Not found", "nothing is here".into()),
+            Self::NotFound => (
+                "not-found",
+                "Not found",
+                "nothing is here; agents answer at /agents/{agent}/{instance} on the public address".into(),
+            ),
             Self::BadName(message) => ("bad-name", "Bad name", message.clone().into()),
             Self::MethodNotAllowed { allow } => {
                 ("method-not-allowed", "Method not allowed", format!("this takes {allow}").into())
