@@ -22,6 +22,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use crate::agent::drive::{Drive, Driven, Hold};
 use crate::agent::instance::Actor;
 use crate::agent::registry::Deployed;
 use crate::config::InstanceLimits;
@@ -69,11 +70,26 @@ struct Current {
     deployed: Arc<Deployed>,
     load: Arc<Load>,
     mailbox: mpsc::Sender<Call>,
+    drive: Arc<Drive>,
 }
 
 /// Which start of a store, counted over the host's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generation(u64);
+
+/// A call that was taken. Without more it is served by the instance's task.
+pub struct Sent(Option<Hold>);
+
+impl Sent {
+    /// Serves the call here and now, as far as it goes without waiting, unless the instance is being served
+    /// elsewhere. Not for use inside an actor.
+    pub fn serve(self) {
+        if let Some(mut hold) = self.0 {
+            // An actor that is over has told the directory.
+            let _ = hold.poll();
+        }
+    }
+}
 
 /// A call that was not taken, and why.
 pub struct Refused {
@@ -118,7 +134,7 @@ impl Directory {
         key: &InstanceKey,
         deployed: &Arc<Deployed>,
         call: impl FnOnce(&Ledger) -> Call,
-    ) -> Result<(), Refused> {
+    ) -> Result<Sent, Refused> {
         let mut live = self.live();
         let live = &mut *live;
         let draining = live.draining;
@@ -142,13 +158,14 @@ impl Directory {
             slot.current = None;
             live.current -= 1;
         }
+        let mut hold = None;
         if slot.current.is_none() {
             if live.current >= self.0.limits.live && !self.evict(live) {
                 let fault = Fault::HostBusy { limit: self.0.limits.live };
                 live.remove_if_unused(key);
                 return Err(Refused { call: Box::new(call), fault });
             }
-            self.start(live, key, deployed);
+            hold = self.start(live, key, deployed);
         }
         let limits = &self.0.limits;
         let busy = |limit| Fault::InstanceBusy { limit };
@@ -162,14 +179,19 @@ impl Directory {
         // Counted before the actor can end it, and under the lock that retiring takes, so that a store with
         // a call on its way is never idle.
         current.load.sent();
-        current.mailbox.try_send(call).map_err(|refused| {
-            current.load.ended();
-            Refused { call: Box::new(refused.into_inner()), fault: busy(limits.mailbox) }
-        })
+        let hold = hold.or_else(|| current.drive.hold());
+        match current.mailbox.try_send(call) {
+            Ok(()) => Ok(Sent(hold)),
+            Err(refused) => {
+                current.load.ended();
+                let call = Box::new(refused.into_inner());
+                Err(Refused { call, fault: busy(limits.mailbox) })
+            }
+        }
     }
 
-    fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) {
-        let Some(slot) = live.slots.get_mut(key) else { return };
+    fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) -> Option<Hold> {
+        let slot = live.slots.get_mut(key)?;
         live.generations += 1;
         live.current += 1;
         let generation = Generation(live.generations);
@@ -183,7 +205,6 @@ impl Directory {
         ));
         let (mailbox, receiver) = mpsc::channel(self.0.limits.mailbox);
         slot.stores.push((generation, session.clone()));
-        slot.current = Some(Current { generation, deployed: deployed.clone(), load, mailbox });
         let actor = Actor {
             directory: self.clone(),
             generation,
@@ -191,8 +212,19 @@ impl Directory {
             session,
             mailbox: receiver,
         };
-        let force = self.0.shutdown.force.clone();
-        self.0.shutdown.tasks.spawn(async move { force.run_until_cancelled(actor.run()).await });
+        let force = self.0.shutdown.force.begun();
+        let hold = Drive::new(async move {
+            tokio::select! {
+                biased;
+                () = force => {}
+                () = actor.run() => {}
+            }
+        });
+        let drive = hold.drive().clone();
+        self.0.shutdown.tasks.spawn(Driven(drive.clone()));
+        slot.current =
+            Some(Current { generation, deployed: deployed.clone(), load, mailbox, drive });
+        Some(hold)
     }
 
     /// Retires the least recently used idle instances. Whether there were any.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
@@ -28,7 +29,7 @@ use crate::agent::{self, Deployed, Directory, Refused, Registry};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::id::{Digest, InstanceKey, RunId};
-use crate::journal::{Health, Journal, Located, NotResumable, Reader};
+use crate::journal::{Journal, Located, NotResumable, Reader};
 use crate::shutdown::Shutdown;
 use crate::wasm::{
     Answer, Answered, Call, Chunks, Entry, Head, Origin, Request as AgentRequest, Run,
@@ -106,7 +107,7 @@ impl Api {
         if !accept.is_satisfiable() {
             return Err(Problem::NotAcceptable);
         }
-        if self.shutdown.drain.is_cancelled() {
+        if self.shutdown.drain.has_begun() {
             return Err(Fault::Draining.into());
         }
         let reset = match self.resume(&instance, &request).await? {
@@ -122,7 +123,7 @@ impl Api {
             response.headers_mut().insert(MODULE, value(deployed.module.digest()));
             return Ok(response);
         }
-        if *self.journal.health().borrow() != Health::Good {
+        if !self.journal.is_good() {
             return Err(Fault::JournalUnavailable.into());
         }
         let request = self.read(path, request).await?;
@@ -186,14 +187,20 @@ impl Api {
     ) -> Result<AgentRequest, Problem> {
         let limits = &self.config.http;
         let (head, body) = request.into_parts();
-        let body = Limited::new(body, limits.request_body_bytes).collect();
-        let body = tokio::time::timeout(limits.body_timeout, body)
-            .await
-            .map_err(|_| Problem::BodyTimeout)?
-            .map_err(|cause| match cause.is::<LengthLimitError>() {
-                true => Problem::PayloadTooLarge { limit: limits.request_body_bytes },
-                false => Problem::BadBody,
-            })?;
+        let body = match body.is_end_stream() {
+            true => Bytes::new(),
+            false => {
+                let body = Limited::new(body, limits.request_body_bytes).collect();
+                let body = tokio::time::timeout(limits.body_timeout, body)
+                    .await
+                    .map_err(|_| Problem::BodyTimeout)?
+                    .map_err(|cause| match cause.is::<LengthLimitError>() {
+                        true => Problem::PayloadTooLarge { limit: limits.request_body_bytes },
+                        false => Problem::BadBody,
+                    })?;
+                body.to_bytes()
+            }
+        };
         let headers =
             head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text_of(value)));
         Ok(AgentRequest {
@@ -202,7 +209,7 @@ impl Api {
             url: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
             path,
             headers: headers.collect(),
-            body: body.to_bytes(),
+            body,
         })
     }
 
@@ -228,7 +235,8 @@ impl Api {
                 let run = Run::new(ledger.tail(id), origin, Some(sender));
                 Call { run, request, entry: Entry::Request }
             })
-            .map_err(|Refused { fault, .. }| fault)?;
+            .map_err(|Refused { fault, .. }| fault)?
+            .serve();
         // The sender goes without an answer only when the host is forced to end.
         let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
         after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
@@ -261,7 +269,7 @@ impl Api {
         });
         let http = &self.config.http;
         let pace = Pace { heartbeat: http.heartbeat, retry: http.retry };
-        let drain = self.shutdown.drain.clone();
+        let drain = self.shutdown.drain.begun();
         Body::Events(Box::pin(EventsBody::new(reader, reset, pace, drain)))
     }
 }
@@ -275,7 +283,10 @@ enum Resumed {
 
 /// A header's value as agents get it: one character per byte.
 fn text_of(value: &HeaderValue) -> String {
-    value.as_bytes().iter().copied().map(char::from).collect()
+    match value.to_str() {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+    }
 }
 
 fn no_content() -> Response<Body> {
@@ -310,11 +321,9 @@ fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
                 name.chars().take(80).collect::<String>()
             ))
         })?;
-        let bytes: Option<Vec<u8>> = value.chars().map(|char| u8::try_from(char).ok()).collect();
-        let value =
-            bytes.and_then(|bytes| HeaderValue::from_bytes(&bytes).ok()).ok_or_else(|| {
-                bad(format!("the value of {field} has a character that no header may have"))
-            })?;
+        let value = header_value(value).ok_or_else(|| {
+            bad(format!("the value of {field} has a character that no header may have"))
+        })?;
         if !NOT_THE_AGENTS.contains(&field) {
             headers.append(field, value);
         }
@@ -323,6 +332,15 @@ fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     Ok(response)
+}
+
+/// A header's value that an agent gave: one byte per character.
+fn header_value(text: String) -> Option<HeaderValue> {
+    if text.is_ascii() {
+        return HeaderValue::try_from(text).ok();
+    }
+    let bytes: Option<Vec<u8>> = text.chars().map(|char| u8::try_from(char).ok()).collect();
+    HeaderValue::try_from(bytes?).ok()
 }
 
 /// A body that goes out as the guest writes it.

@@ -72,7 +72,7 @@ where
         };
         let (accepted, permit) = tokio::select! {
             biased;
-            () = shutdown.drain.cancelled() => return,
+            () = shutdown.drain.begun() => return,
             accepted = accepted => accepted,
         };
         let stream = match accepted {
@@ -80,7 +80,7 @@ where
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::select! {
-                    () = shutdown.drain.cancelled() => return,
+                    () = shutdown.drain.begun() => return,
                     () = sleep(ACCEPT_PAUSE) => continue,
                 }
             }
@@ -141,11 +141,11 @@ async fn connection<S, F>(
     let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
     let served = tokio::select! {
         biased;
-        () = shutdown.force.cancelled() => return,
-        () = shutdown.drain.cancelled() => {
+        () = shutdown.force.begun() => return,
+        () = shutdown.drain.begun() => {
             serving.as_mut().graceful_shutdown();
             tokio::select! {
-                () = shutdown.force.cancelled() => return,
+                () = shutdown.force.begun() => return,
                 served = serving => served,
             }
         }

@@ -32,11 +32,12 @@ use memchr::memchr2;
 use pin_project_lite::pin_project;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, ReusableBoxFuture, WaitForCancellationFutureOwned};
+use tokio_util::sync::ReusableBoxFuture;
 
 use super::Body;
 use crate::id::{Cursor, RunId, Seq};
 use crate::journal::{Event, NotResumable, Page, Reader, Step};
+use crate::shutdown::Begun;
 
 /// A comment, which keeps the connection open and reveals a client that has gone.
 const HEARTBEAT: Bytes = Bytes::from_static(b":\n");
@@ -162,14 +163,14 @@ pin_project! {
         #[pin]
         idle: Sleep,
         #[pin]
-        drain: WaitForCancellationFutureOwned,
+        drain: Begun,
     }
 }
 
 impl EventsBody {
-    /// Sends what `reader` reads, after a preamble and, if there is one, a [`reset`] event. When `drain` is
-    /// cancelled the stream ends after a whole event.
-    pub fn new(reader: Reader, reset: Option<Bytes>, pace: Pace, drain: CancellationToken) -> Self {
+    /// Sends what `reader` reads, after a preamble and, if there is one, a [`reset`] event. When `drain`
+    /// begins the stream ends after a whole event.
+    pub fn new(reader: Reader, reset: Option<Bytes>, pace: Pace, drain: Begun) -> Self {
         let mut opening = BytesMut::from(preamble(pace.retry));
         opening.extend_from_slice(&reset.unwrap_or_default());
         Self {
@@ -179,7 +180,7 @@ impl EventsBody {
             ended: false,
             next: ReusableBoxFuture::new(advance(reader)),
             idle: tokio::time::sleep(pace.heartbeat),
-            drain: drain.cancelled_owned(),
+            drain,
         }
     }
 }

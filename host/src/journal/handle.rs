@@ -186,6 +186,11 @@ impl Journal {
         store.list(instance, prefix, after, limit, max_bytes)
     }
 
+    /// Whether the journal can commit now.
+    pub fn is_good(&self) -> bool {
+        *self.0.shared.health.borrow() == Health::Good
+    }
+
     /// The journal's health, now and as it changes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.0.shared.health.subscribe()

@@ -257,6 +257,10 @@ impl Buffered {
     }
 
     fn grow(&mut self, by: usize) {
+        // Most tails never hold anything, and all threads share the gauge.
+        if by == 0 {
+            return;
+        }
         self.bytes += by;
         let before = self.gauge.now.fetch_add(by as u64, Ordering::Relaxed);
         let now = before + by as u64;
@@ -264,6 +268,9 @@ impl Buffered {
     }
 
     fn shrink(&mut self, by: usize) {
+        if by == 0 {
+            return;
+        }
         self.bytes -= by;
         self.gauge.now.fetch_sub(by as u64, Ordering::Relaxed);
     }

@@ -171,7 +171,7 @@ impl runs::HostRun for Context {
     }
 
     fn is_cancelled(&mut self, run: Resource<Run>) -> wasmtime::Result<bool> {
-        Ok(self.table.get(&run)?.cancellation().is_cancelled())
+        Ok(self.table.get(&run)?.is_cancelled())
     }
 
     fn drop(&mut self, run: Resource<Run>) -> wasmtime::Result<()> {
@@ -195,11 +195,8 @@ impl<T: Send> runs::HostRunWithStore<T> for HasSelf<Context> {
     }
 
     async fn cancelled(accessor: &Accessor<T, Self>, run: Resource<Run>) -> wasmtime::Result<()> {
-        let cancelled = accessor.with(|mut access| {
-            let run = access.get().table.get(&run)?;
-            wasmtime::error::Ok(run.cancellation().clone())
-        })?;
-        cancelled.cancelled().await;
+        let run = accessor.with(|mut access| access.get().table.get(&run).cloned())?;
+        run.cancelled().await;
         Ok(())
     }
 }

@@ -19,11 +19,11 @@
 //!
 //! **Cost.** An `Arc`, a mutex that only its own store's task ever locks, and a tail.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, oneshot};
 
 use crate::fault::Fault;
 use crate::id::{Digest, RunId, Seq};
@@ -37,7 +37,9 @@ pub struct Run(Arc<Inner>);
 struct Inner {
     tail: Arc<Tail>,
     origin: Origin,
-    cancelled: CancellationToken,
+    cancelled: AtomicBool,
+    /// Wakes who waits to be cancelled.
+    cancel: Notify,
     progress: Mutex<Progress>,
 }
 
@@ -116,7 +118,8 @@ impl Run {
         let resumed = origin.resumed_after.is_some();
         let mark = Mark { recorded: resumed, streaming: resumed, seq, ended: false };
         let progress = Mutex::new(Progress { now: mark, submitted: mark, answer });
-        Self(Arc::new(Inner { tail, origin, cancelled: CancellationToken::new(), progress }))
+        let (cancelled, cancel) = (AtomicBool::new(false), Notify::new());
+        Self(Arc::new(Inner { tail, origin, cancelled, cancel, progress }))
     }
 
     /// The run's id.
@@ -131,12 +134,22 @@ impl Run {
 
     /// Asks the run to end. Whether and how it does is the agent's to say.
     pub fn cancel(&self) {
-        self.0.cancelled.cancel();
+        self.0.cancelled.store(true, Ordering::Release);
+        self.0.cancel.notify_waiters();
     }
 
-    /// The token that [`Run::cancel`] sets.
-    pub(super) fn cancellation(&self) -> &CancellationToken {
-        &self.0.cancelled
+    /// Whether the run was asked to end.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Waits until the run is asked to end.
+    pub(super) async fn cancelled(&self) {
+        // Taken before the flag is looked at, so that it is not set unseen.
+        let cancel = self.0.cancel.notified();
+        if !self.is_cancelled() {
+            cancel.await;
+        }
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

@@ -15,7 +15,7 @@
 //!
 //! **Cost.** One uncontended mutex per host call, one queue push per turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pin_project_lite::pin_project;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::config::InstanceLimits;
@@ -45,10 +45,16 @@ pub struct Session {
     limits: Arc<InstanceLimits>,
     load: Arc<Load>,
     making: Mutex<Making>,
-    /// Counts submitted turns, for guests that flush.
-    submitted: watch::Sender<u64>,
+    /// Whether anyone has looked at what is being made since the last turn ended.
+    touched: AtomicBool,
+    /// Wakes guests that flush when a turn was submitted.
+    submitted: Notify,
+    /// Whether the store is being polled, as opposed to being dropped.
+    polling: AtomicBool,
     /// Whether a guest gave way in the middle of its turn.
     yielded: AtomicBool,
+    /// How often guests may have returned to the host.
+    returns: AtomicU64,
     clock: Mutex<Clock>,
 }
 
@@ -56,7 +62,7 @@ pub struct Session {
 pub struct Load {
     /// Calls sent and not ended.
     in_flight: AtomicUsize,
-    /// When the last call was sent or ended, in milliseconds since `began`.
+    /// When the last call ended, in microseconds since `began`.
     last_used: AtomicU64,
     began: Instant,
 }
@@ -76,7 +82,6 @@ impl Load {
 
     /// A call is on its way.
     pub fn sent(&self) {
-        self.touch();
         self.in_flight.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -99,37 +104,20 @@ impl Load {
     }
 }
 
-/// How long a guest has computed without returning to the host.
-#[derive(Default)]
+/// How long a guest has computed without returning to the host, from the first epoch tick on that it saw. Only
+/// ticks look at the time, so that a call without one pays nothing.
 struct Clock {
-    /// In earlier polls of the same turn.
+    /// After how many returns to the host the guest began.
+    begun: u64,
+    /// What it computed before it last gave way.
     before: Duration,
-    /// When the poll that is under way began.
-    polled: Option<Instant>,
-}
-
-impl Clock {
-    fn start(&mut self, goes_on: bool) {
-        if !goes_on {
-            self.before = Duration::ZERO;
-        }
-        self.polled = Some(Instant::now());
-    }
-
-    fn computed(&self) -> Duration {
-        self.before + self.polled.map_or(Duration::ZERO, |polled| polled.elapsed())
-    }
-
-    fn stop(&mut self) {
-        self.before = self.computed();
-        self.polled = None;
-    }
+    since: Instant,
 }
 
 /// The turn being made, and the runs that may take part in it.
 #[derive(Default)]
 struct Making {
-    runs: BTreeMap<RunId, Run>,
+    runs: HashMap<RunId, Run>,
     writes: Vec<Write>,
     bytes: usize,
     document: Option<Arc<str>>,
@@ -173,9 +161,12 @@ impl Session {
             limits,
             load,
             making: Mutex::default(),
-            submitted: watch::Sender::new(0),
+            touched: AtomicBool::new(false),
+            submitted: Notify::new(),
+            polling: AtomicBool::new(false),
             yielded: AtomicBool::new(false),
-            clock: Mutex::default(),
+            returns: AtomicU64::new(0),
+            clock: Mutex::new(Clock { begun: 0, before: Duration::ZERO, since: Instant::now() }),
         }
     }
 
@@ -195,6 +186,7 @@ impl Session {
     }
 
     fn making(&self) -> MutexGuard<'_, Making> {
+        self.touched.store(true, Ordering::Relaxed);
         // Nothing below panics while it holds the lock, so a poisoned one is whole.
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -349,11 +341,11 @@ impl Session {
 
     /// Waits until what the guest has written is durable.
     pub(super) async fn flush(&self) -> Result<(), crate::journal::Unavailable> {
-        let mut submitted = self.submitted.subscribe();
+        // Taken before the turn is looked at, so that its end is not missed.
+        let submitted = self.submitted.notified();
         if !self.making().writes.is_empty() {
-            // The turn ends when the guest suspends, so it is handed over after this poll; the sender is
-            // `self`, so it cannot be gone.
-            drop(submitted.changed().await);
+            // The turn ends when the guest suspends, so it is handed over after this poll.
+            submitted.await;
         }
         self.ledger.settled().await
     }
@@ -361,21 +353,25 @@ impl Session {
     /// Ends the turn between two steps of the store's event loop, where no guest is in the middle of one: the calls
     /// of a busy instance must not add up to one long turn.
     pub(super) fn between(&self) {
+        self.returns.fetch_add(1, Ordering::Relaxed);
         self.submit();
-        self.clock().start(false);
     }
 
     /// Hands the turn over and sends the answers that waited for it.
     fn submit(&self) {
+        if !self.touched.load(Ordering::Relaxed) {
+            return;
+        }
         let mut making = self.making();
+        self.touched.store(false, Ordering::Relaxed);
         if making.is_empty() {
             return;
         }
-        let Making { runs, mut writes, touched, ended, answers, chunks, idle, .. } =
-            std::mem::take(&mut *making);
+        let making = &mut *making;
+        let mut writes = std::mem::take(&mut making.writes);
         if self.resumable && !writes.is_empty() {
             // Whatever the turn wrote may be part of any run in flight, so each can be resumed from here.
-            for run in runs.values() {
+            for run in making.runs.values() {
                 run.record(self.module, &mut writes);
                 run.submitted();
             }
@@ -384,21 +380,22 @@ impl Session {
             true => self.ledger.latest(),
             false => self.ledger.submit(Turn(writes)),
         };
-        touched.iter().for_each(Run::submitted);
-        (making.runs, making.idle) = (runs, idle);
-        for id in &ended {
-            if making.runs.remove(id).is_some() {
+        making.bytes = 0;
+        making.document = None;
+        making.storage.clear();
+        making.touched.drain(..).for_each(|run| run.submitted());
+        for id in making.ended.drain(..) {
+            if making.runs.remove(&id).is_some() {
                 self.load.ended();
             }
         }
-        drop(making);
-        for (run, answer) in answers {
+        for (run, answer) in making.answers.drain(..) {
             run.answer(answer, ticket.clone(), self.module);
         }
-        for (permit, bytes) in chunks {
+        for (permit, bytes) in making.chunks.drain(..) {
             permit.send((bytes, ticket.clone()));
         }
-        self.submitted.send_modify(|turns| *turns += 1);
+        self.submitted.notify_waiters();
     }
 
     /// The store has failed: nothing of the turn remains, and every run in flight ends with this fault.
@@ -426,15 +423,39 @@ impl Session {
     }
 
     /// Notes an epoch tick in the middle of guest code; returns how long the guest has computed since it last
-    /// returned to the host, without the time it gave way to others.
+    /// returned to the host, to a tick, without the time it gave way to others.
     pub(super) fn tick(&self) -> Duration {
         self.yielded.store(true, Ordering::Relaxed);
-        self.clock().computed()
+        let mut clock = self.clock();
+        let begun = self.returns.load(Ordering::Relaxed);
+        if clock.begun != begun {
+            *clock = Clock { begun, before: Duration::ZERO, since: Instant::now() };
+        }
+        clock.before + clock.since.elapsed()
     }
 
     /// Whether the store is being polled, as opposed to being dropped.
     pub(super) fn is_polling(&self) -> bool {
-        self.clock().polled.is_some()
+        self.polling.load(Ordering::Relaxed)
+    }
+
+    /// A poll of the store begins, perhaps in the middle of a turn.
+    fn poll_begins(&self) {
+        self.polling.store(true, Ordering::Relaxed);
+        if self.yielded.swap(false, Ordering::Relaxed) {
+            self.clock().since = Instant::now();
+        } else {
+            self.returns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn poll_ends(&self) {
+        self.polling.store(false, Ordering::Relaxed);
+        if self.yielded.load(Ordering::Relaxed) {
+            let mut clock = self.clock();
+            let computed = clock.since.elapsed();
+            clock.before += computed;
+        }
     }
 }
 
@@ -485,12 +506,12 @@ impl<F> Turns<F> {
     }
 }
 
-/// Stops the clock when a poll is over, by a panic too.
+/// Ends a poll, by a panic too.
 struct Polling<'a>(&'a Session);
 
 impl Drop for Polling<'_> {
     fn drop(&mut self) {
-        self.0.clock().stop();
+        self.0.poll_ends();
     }
 }
 
@@ -503,8 +524,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let session = &**this.session;
-        let goes_on = session.yielded.swap(false, Ordering::Relaxed);
-        session.clock().start(goes_on);
+        session.poll_begins();
         let polling = Polling(session);
         let polled = this.driver.poll(cx);
         drop(polling);

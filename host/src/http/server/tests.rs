@@ -287,7 +287,7 @@ async fn draining_finishes_what_is_under_way_and_takes_nothing_new() {
     feed.send("early".into()).await.unwrap();
     busy.readable().await.unwrap();
 
-    server.shutdown.drain.cancel();
+    server.shutdown.drain.begin();
     server.serving.await.unwrap();
     assert!(rest(&mut idle).await.ends_with("ok"));
     assert!(TcpStream::connect(server.address).await.is_err());

@@ -9,6 +9,7 @@ use super::*;
 use crate::config::JournalLimits;
 use crate::id::{Digest, InstanceKey};
 use crate::journal::{Journal, Lane, Options, Outcome, RunState, Tail, Turn, Write};
+use crate::shutdown::Stage;
 
 const PACE: Pace = Pace { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(2) };
 
@@ -253,7 +254,7 @@ struct TestRun {
     journal: Journal,
     lane: Arc<Lane>,
     tail: Arc<Tail>,
-    drain: CancellationToken,
+    drain: Stage,
     next: Seq,
     _dir: tempfile::TempDir,
 }
@@ -267,7 +268,7 @@ impl TestRun {
         let key = InstanceKey::new("agent".parse().unwrap(), "demo").unwrap();
         let tail = journal.tail(&key, run());
         let lane = journal.lane(key);
-        let drain = CancellationToken::new();
+        let drain = Stage::default();
         let this = Self { journal, lane, tail, drain, next: Seq(1), _dir: dir };
         let start =
             Write::Start { tail: this.tail.clone(), module: Digest::of(b""), request: None };
@@ -297,7 +298,7 @@ impl TestRun {
 
     fn body(&self, reset: Option<Bytes>) -> Pin<Box<EventsBody>> {
         let reader = self.journal.reader(self.tail.clone(), Seq::ZERO);
-        Box::pin(EventsBody::new(reader, reset, PACE, self.drain.clone()))
+        Box::pin(EventsBody::new(reader, reset, PACE, self.drain.begun()))
     }
 }
 
@@ -378,7 +379,7 @@ async fn draining_ends_a_stream_with_retry_after_a_whole_event() {
     next(&mut body).await.unwrap();
     assert!(next(&mut body).await.unwrap().ends_with("data: a\n\n"));
     let waiting = tokio::spawn(async move { (next(&mut body).await, next(&mut body).await) });
-    run.drain.cancel();
+    run.drain.begin();
     assert_eq!(waiting.await.unwrap(), (Some("retry: 2000\n".into()), None));
 }
 

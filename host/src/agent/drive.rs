@@ -1,0 +1,133 @@
+//! Who polls an instance: its own task, or a caller that has just sent it a call.
+//!
+//! **Problem.** A call into a live instance takes some two microseconds. Handing it to another task and its
+//! answer back takes longer than that, and much longer where a sleeping thread has to be woken.
+//!
+//! **Mechanism.** The instance's actor is a future that anyone may poll, one at a time. A caller takes hold of it
+//! before it sends the call, so that the call wakes nobody, and polls it in its own task: most calls are
+//! answered when that one poll is over. What is left over is the task's.
+//!
+//! ```text
+//!                 wake: the task is woken
+//!   idle ------------------------------------> woken
+//!     |  ^                                       |
+//!     |  +----------- let go ------------+       |
+//!     +---------- taken hold of ------> held <---+   a wake while held: woken when let go
+//! ```
+//!
+//! **Limits.** An actor must not be polled by another actor: wasmtime does not let one store's event loop run
+//! inside another's. **Cost.** Two atomic operations and an uncontended lock per poll.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
+
+/// Someone polls the actor, or is about to.
+const HELD: u8 = 1;
+/// The actor has something to do that no poll has seen.
+const WOKEN: u8 = 2;
+
+type Future = Pin<Box<dyn std::future::Future<Output = ()> + Send>>;
+
+/// An actor's future, and whose turn it is to poll it.
+pub(super) struct Drive {
+    state: AtomicU8,
+    /// None while it is polled, and when it is over.
+    actor: Mutex<Option<Future>>,
+    task: AtomicWaker,
+}
+
+/// The right to poll an actor. When it goes, what the actor still has to do is its task's.
+pub(super) struct Hold {
+    drive: Arc<Drive>,
+    /// Whether there is nothing left to poll.
+    over: bool,
+}
+
+impl Drive {
+    /// An actor that nobody has polled yet, with the right to do so.
+    pub(super) fn new(actor: impl std::future::Future<Output = ()> + Send + 'static) -> Hold {
+        let drive = Arc::new(Self {
+            state: AtomicU8::new(HELD | WOKEN),
+            actor: Mutex::new(Some(Box::pin(actor))),
+            task: AtomicWaker::new(),
+        });
+        Hold { drive, over: false }
+    }
+
+    /// Takes hold of the actor unless someone has.
+    pub(super) fn hold(self: &Arc<Self>) -> Option<Hold> {
+        let before = self.state.fetch_or(HELD, Ordering::AcqRel);
+        (before & HELD == 0).then(|| Hold { drive: self.clone(), over: false })
+    }
+
+    fn swap(&self, actor: Option<Future>) -> Option<Future> {
+        // Nothing panics while it holds the lock, so a poisoned one is whole.
+        let mut place = self.actor.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *place, actor)
+    }
+}
+
+impl ArcWake for Drive {
+    fn wake_by_ref(drive: &Arc<Self>) {
+        let before = drive.state.fetch_or(WOKEN, Ordering::AcqRel);
+        if before & HELD == 0 {
+            drive.task.wake();
+        }
+    }
+}
+
+impl Hold {
+    /// The actor that is held.
+    pub(super) fn drive(&self) -> &Arc<Drive> {
+        &self.drive
+    }
+
+    /// Polls the actor once.
+    pub(super) fn poll(&mut self) -> Poll<()> {
+        self.drive.state.fetch_and(!WOKEN, Ordering::AcqRel);
+        let actor = self.drive.swap(None);
+        // Until the actor is back, so that one that panics is over.
+        self.over = true;
+        let Some(mut actor) = actor else { return Poll::Ready(()) };
+        let polled = actor.as_mut().poll(&mut Context::from_waker(&waker_ref(&self.drive)));
+        if polled.is_pending() {
+            self.drive.swap(Some(actor));
+            self.over = false;
+        }
+        polled
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let before = self.drive.state.fetch_and(!HELD, Ordering::AcqRel);
+        if before & WOKEN != 0 || self.over {
+            self.drive.task.wake();
+        }
+    }
+}
+
+/// The actor's own task: polls it whenever it is woken and nobody holds it.
+pub(super) struct Driven(pub(super) Arc<Drive>);
+
+impl std::future::Future for Driven {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // Before looking whether someone holds the actor, who otherwise would let go of it unseen.
+        self.0.task.register(cx.waker());
+        let Some(mut hold) = self.0.hold() else { return Poll::Pending };
+        hold.poll()
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        // The wakers that an actor has left behind keep its place; they must not keep the actor too.
+        drop(self.0.swap(None));
+    }
+}
