@@ -17,6 +17,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
+/// Requests and events are made on one thread and freed on another, where the system's allocator takes locks.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A host for agents written as WebAssembly components.
 ///
 /// An agent is a .wasm component; each of its instances lives at /agents/{agent}/{instance}, keeps its state,
