@@ -32,7 +32,6 @@ use memchr::memchr2;
 use pin_project_lite::pin_project;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::ReusableBoxFuture;
 
 use super::Body;
 use crate::id::{Cursor, RunId, Seq};
@@ -159,7 +158,10 @@ pin_project! {
         // What is sent before anything else.
         opening: Option<Bytes>,
         ended: bool,
-        next: ReusableBoxFuture<'static, (Reader, Step)>,
+        reader: Reader,
+        // When something was sent last.
+        sent: Instant,
+        // Set again only when it rings, so that an event does not touch the timer.
         #[pin]
         idle: Sleep,
         #[pin]
@@ -178,7 +180,8 @@ impl EventsBody {
             pace,
             opening: Some(opening.freeze()),
             ended: false,
-            next: ReusableBoxFuture::new(advance(reader)),
+            reader,
+            sent: Instant::now(),
             idle: tokio::time::sleep(pace.heartbeat),
             drain,
         }
@@ -205,13 +208,9 @@ impl http_body::Body for EventsBody {
             *this.ended = true;
             return Poll::Ready(Some(Ok(Frame::data(retry_field(this.pace.retry)))));
         }
-        let sent = match this.next.poll(cx) {
-            Poll::Ready((reader, step)) => match step {
-                Step::Events(events) => {
-                    let sent = frames(*this.run, &events);
-                    this.next.set(advance(reader));
-                    sent
-                }
+        let sent = match this.reader.poll_next(cx) {
+            Poll::Ready(step) => match step {
+                Step::Events(events) => frames(*this.run, &events),
                 Step::End(_) => {
                     *this.ended = true;
                     return Poll::Ready(None);
@@ -221,23 +220,23 @@ impl http_body::Body for EventsBody {
                     return Poll::Ready(Some(Err(Broken(reason))));
                 }
             },
-            Poll::Pending => {
+            Poll::Pending => loop {
                 ready!(this.idle.as_mut().poll(cx));
-                HEARTBEAT
-            }
+                let due = *this.sent + this.pace.heartbeat;
+                if due <= Instant::now() {
+                    this.idle.as_mut().reset(Instant::now() + this.pace.heartbeat);
+                    break HEARTBEAT;
+                }
+                this.idle.as_mut().reset(due);
+            },
         };
-        this.idle.reset(Instant::now() + this.pace.heartbeat);
+        *this.sent = Instant::now();
         Poll::Ready(Some(Ok(Frame::data(sent))))
     }
 
     fn is_end_stream(&self) -> bool {
         self.ended
     }
-}
-
-async fn advance(mut reader: Reader) -> (Reader, Step) {
-    let step = reader.next().await;
-    (reader, step)
 }
 
 /// A page of events on the wire. A page of one is most likely live, and its frame is shared with the other readers.

@@ -6,19 +6,22 @@
 //!
 //! **Mechanism.** A [`Reader`] is a cursor and a tail. [`Reader::next`] asks the tail what follows the
 //! cursor; where the tail no longer has it, it reads a page from the store; where there is nothing, it
-//! waits for the tail to move. Replay and live are one loop, and as only durable events reach a tail, the
+//! leaves its waker with the tail. Replay and live are one loop, and as only durable events reach a tail, the
 //! two sources never disagree. The events of a run are numbered without a gap, so a reader that finds one
 //! (retention deleted the run under it) knows it and says [`Step::Broken`]. A store that fails is opened
 //! again by the writer; a reader that needs it meanwhile waits, as it does for events.
 //!
 //! **Limits.** A page is at most [`JournalLimits::page_bytes`](crate::config::JournalLimits::page_bytes), or one event.
 //!
-//! **Cost.** An idle reader is an `Arc` pair, a number and a registered waker. A page from the store is one
+//! **Cost.** An idle reader is an `Arc` pair, two numbers and a waker; an event that it waited for, one wake-up. A page from the store is one
 //! short transaction on a blocking thread.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::handle::Shared;
-use super::tail::{Buffered, Following, Gauge, Place};
+use super::tail::{Buffered, Following, Gauge, Place, Seat};
 use super::{Event, Health, Located, NotResumable, Outcome, RunRecord, StoreError, Tail};
 use crate::event;
 use crate::id::{Cursor, InstanceKey, Seq};
@@ -36,6 +39,9 @@ pub struct Reader {
     shared: Arc<Shared>,
     tail: Arc<Tail>,
     cursor: Seq,
+    seat: Seat,
+    /// A page on its way from the store.
+    fetching: Option<Pin<Box<dyn Future<Output = Result<Page, Step>> + Send>>>,
 }
 
 /// What a [`Reader`] comes to next.
@@ -92,7 +98,7 @@ impl Deref for Page {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, tail: Arc<Tail>, after: Seq) -> Self {
-        Self { shared, tail, cursor: after }
+        Self { shared, tail, cursor: after, seat: Seat::default(), fetching: None }
     }
 
     /// The run that is read.
@@ -107,54 +113,75 @@ impl Reader {
 
     /// Waits for what follows. A call that is dropped has read nothing.
     pub async fn next(&mut self) -> Step {
-        let page = match self.following().await {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// What follows, as soon as something does.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let page = match ready!(self.poll_page(cx)) {
             Ok(page) => page,
-            Err(step) => return step,
+            Err(step) => return Poll::Ready(step),
         };
         let expected = (self.cursor.0 + 1)..;
         let whole = expected.zip(&*page).all(|(seq, event)| event.seq == Seq(seq));
         let Some(last) = page.last().filter(|_| whole) else {
-            return Step::Broken("the run is no longer kept".into());
+            return Poll::Ready(Step::Broken("the run is no longer kept".into()));
         };
         self.cursor = last.seq;
-        Step::Events(page)
+        Poll::Ready(Step::Events(page))
     }
 
-    /// Waits for events, or for the step in place of events.
-    async fn following(&self) -> Result<Page, Step> {
-        let page_bytes = self.shared.page_bytes;
-        let mut health = self.shared.health.subscribe();
+    /// Events, or the step in place of events.
+    fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<Result<Page, Step>> {
         loop {
-            // Both taken before the question, so that an answer that comes after it is not missed.
-            let moved = self.tail.moved();
-            health.mark_unchanged();
-            match self.tail.following(self.cursor, page_bytes) {
-                Following::Events(events) => return Ok(Page::new(events, &self.shared)),
-                Following::End(outcome) => return Err(Step::End(outcome)),
-                Following::Stored => match self.fetch(page_bytes).await {
-                    Ok(page) => return Ok(page),
-                    Err(_) if may_pass(&mut health).await => continue,
-                    Err(error) => return Err(Step::Broken(error.to_string())),
-                },
-                Following::Nothing => {}
+            if let Some(fetching) = &mut self.fetching {
+                let page = ready!(fetching.as_mut().poll(cx));
+                self.fetching = None;
+                return Poll::Ready(page);
             }
-            if let Health::Dead(reason) = &*health.borrow() {
-                return Err(Step::Broken(reason.clone()));
-            }
-            tokio::select! {
-                () = moved => {}
-                _ = health.changed() => {}
+            let shared = &self.shared;
+            let page_bytes = shared.page_bytes;
+            match self.tail.following(self.cursor, page_bytes, &mut self.seat, cx.waker()) {
+                Following::Events(events) => return Poll::Ready(Ok(Page::new(events, shared))),
+                Following::End(outcome) => return Poll::Ready(Err(Step::End(outcome))),
+                Following::Stored => {
+                    let page = fetch(Arc::clone(shared), Arc::clone(&self.tail), self.cursor);
+                    self.fetching = Some(Box::pin(page));
+                }
+                // A journal that dies says so before it wakes who waits.
+                Following::Nothing => {
+                    return match &*shared.health.borrow() {
+                        Health::Dead(reason) => Poll::Ready(Err(Step::Broken(reason.clone()))),
+                        Health::Good | Health::Failing(_) => Poll::Pending,
+                    };
+                }
             }
         }
     }
+}
 
-    async fn fetch(&self, max_bytes: usize) -> Result<Page, StoreError> {
-        let (shared, run, after) = (Arc::clone(&self.shared), self.tail.run(), self.cursor);
-        blocking(move || {
-            let events = shared.store.events(run, after, max_bytes)?;
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.tail.leave(&self.seat);
+    }
+}
+
+/// Reads a page from the store, again after a failure that passes.
+async fn fetch(shared: Arc<Shared>, tail: Arc<Tail>, after: Seq) -> Result<Page, Step> {
+    let mut health = shared.health.subscribe();
+    loop {
+        // Before the read, so that news that comes after it is not missed.
+        health.mark_unchanged();
+        let (shared, run) = (Arc::clone(&shared), tail.run());
+        let page = blocking(move || {
+            let events = shared.store.events(run, after, shared.page_bytes)?;
             Ok(Page::new(events, &shared))
-        })
-        .await
+        });
+        match page.await {
+            Ok(page) => return Ok(page),
+            Err(_) if may_pass(&mut health).await => {}
+            Err(error) => return Err(Step::Broken(error.to_string())),
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 //!
 //! **Mechanism.** A tail keeps the run's last *durable* events, up to a budget of bytes, and drops the
 //! oldest: a reader that needs one of those reads the store. Only the writer appends, after its commit, so
-//! what is in a tail is always in the store too. Readers hold no place in it; they ask "what follows
-//! this cursor" and wait on one shared notification. The other way, a tail counts what the guest has
+//! what is in a tail is always in the store too. Readers hold no place among the events; they ask "what follows
+//! this cursor", and one that finds nothing leaves its waker, at a seat that it keeps. The other way, a tail counts what the guest has
 //! emitted and the disk has not taken yet, which is what `backlogged` means.
 //!
 //! **Limits.** The window is at most [`JournalLimits::tail_bytes`](crate::config::JournalLimits::tail_bytes), the backlog at
@@ -18,9 +18,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
+use slab::Slab;
 
 use super::{Event, Outcome, RunRecord, lock};
 use crate::id::{InstanceKey, RunId, Seq};
@@ -31,7 +31,6 @@ pub struct Tail {
     instance: InstanceKey,
     window_limit: usize,
     backlog_limit: usize,
-    moved: Notify,
     inner: Mutex<Inner>,
 }
 
@@ -43,7 +42,13 @@ struct Inner {
     /// A run of events without a gap, the newest of which is `last`; empty when that one was too large.
     window: VecDeque<Arc<Event>>,
     buffered: Buffered,
+    /// Who is to be woken when something follows; a reader that waits for nothing keeps its seat empty.
+    seats: Slab<Option<Waker>>,
 }
+
+/// Where a reader leaves its waker, once it has had to wait.
+#[derive(Debug, Default)]
+pub(super) struct Seat(Option<usize>);
 
 /// What follows a cursor.
 pub(super) enum Following {
@@ -51,7 +56,7 @@ pub(super) enum Following {
     Events(Vec<Arc<Event>>),
     /// Something that only the store still has.
     Stored,
-    /// Nothing yet.
+    /// Nothing yet; the waker will be woken.
     Nothing,
     /// Nothing ever: the run is over.
     End(Outcome),
@@ -88,13 +93,13 @@ impl Tail {
             instance,
             window_limit: limits.window,
             backlog_limit: limits.backlog,
-            moved: Notify::new(),
             inner: Mutex::new(Inner {
                 pending: 0,
                 last,
                 end: None,
                 window: VecDeque::new(),
                 buffered: gauge.buffered(0),
+                seats: Slab::new(),
             }),
         }
     }
@@ -142,7 +147,7 @@ impl Tail {
         inner.pending = inner.pending.saturating_sub(bytes);
     }
 
-    /// Appends a durable event. Readers are woken by [`Self::wake`].
+    /// Appends a durable event. Who waits is still to be [woken](Self::waiting).
     pub(super) fn publish(&self, event: Arc<Event>) {
         let mut inner = lock(&self.inner);
         let size = event.size();
@@ -158,30 +163,37 @@ impl Tail {
         inner.window.push_back(event);
     }
 
-    /// Marks the run as over. Readers are woken by [`Self::wake`].
+    /// Marks the run as over. Who waits is still to be [woken](Self::waiting).
     pub(super) fn end(&self, outcome: Outcome) {
         lock(&self.inner).end = Some(outcome);
     }
 
-    /// Wakes every reader that waits.
-    pub(super) fn wake(&self) {
-        self.moved.notify_waiters();
+    /// Hands over the wakers of all who wait, for whoever wakes them outside the lock.
+    pub(super) fn waiting(&self, wakers: &mut Vec<Waker>) {
+        let mut inner = lock(&self.inner);
+        wakers.extend(inner.seats.iter_mut().filter_map(|(_, seat)| seat.take()));
     }
 
-    /// Resolves at the next [`Self::wake`]. It counts from this call on, so a reader that takes it
-    /// before it looks at the tail misses nothing.
-    pub(super) fn moved(&self) -> Notified<'_> {
-        self.moved.notified()
-    }
-
-    /// What follows `cursor`: all that is here, or as much as `max_bytes` hold and at least one event.
-    pub(super) fn following(&self, cursor: Seq, max_bytes: usize) -> Following {
-        let inner = lock(&self.inner);
+    /// What follows `cursor`: all that is here, or as much as `max_bytes` hold and at least one event. When
+    /// nothing does yet, `waker` is left at the reader's seat, under the same lock, so that nothing is missed.
+    pub(super) fn following(
+        &self,
+        cursor: Seq,
+        max_bytes: usize,
+        seat: &mut Seat,
+        waker: &Waker,
+    ) -> Following {
+        let mut inner = lock(&self.inner);
         if cursor >= inner.last {
-            return match &inner.end {
-                Some(outcome) => Following::End(outcome.clone()),
-                None => Following::Nothing,
-            };
+            if let Some(outcome) = &inner.end {
+                return Following::End(outcome.clone());
+            }
+            match seat.0.and_then(|seat| inner.seats.get_mut(seat)) {
+                Some(Some(left)) if left.will_wake(waker) => {}
+                Some(left) => *left = Some(waker.clone()),
+                None => seat.0 = Some(inner.seats.insert(Some(waker.clone()))),
+            }
+            return Following::Nothing;
         }
         let oldest = inner.window.front().map(|event| event.seq);
         let Some(skip) = oldest.and_then(|oldest| cursor.next().0.checked_sub(oldest.0)) else {
@@ -197,6 +209,13 @@ impl Tail {
             first || bytes <= max_bytes
         });
         Following::Events(fits.cloned().collect())
+    }
+
+    /// A reader goes.
+    pub(super) fn leave(&self, seat: &Seat) {
+        if let Some(seat) = seat.0 {
+            lock(&self.inner).seats.try_remove(seat);
+        }
     }
 
     /// Where the event of this number stands.

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -9,7 +11,7 @@ use proptest::prelude::*;
 
 use super::codec::{Segment, decode_run, encode_run, encode_segment, split};
 use super::redb::RedbStore;
-use super::tail::{Following, Gauge, Limits};
+use super::tail::{Following, Gauge, Limits, Seat};
 use super::testing::*;
 use super::*;
 
@@ -27,6 +29,10 @@ fn tail_alone(window: usize, backlog: usize) -> (Arc<Gauge>, Tail) {
     (gauge, tail)
 }
 
+fn following(tail: &Tail, cursor: Seq, max_bytes: usize) -> Following {
+    tail.following(cursor, max_bytes, &mut Seat::default(), Waker::noop())
+}
+
 #[test]
 fn the_window_of_a_tail_is_bounded_and_contiguous() {
     let event = |seq| Arc::new(Event::new(Seq(seq), None, None, "x".repeat(36)));
@@ -35,23 +41,23 @@ fn the_window_of_a_tail_is_bounded_and_contiguous() {
         tail.publish(event(seq));
         assert!(gauge.now() <= 350);
     }
-    assert!(matches!(tail.following(Seq(6), 1000), Following::Stored));
-    let Following::Events(events) = tail.following(Seq(7), 1000) else {
+    assert!(matches!(following(&tail, Seq(6), 1000), Following::Stored));
+    let Following::Events(events) = following(&tail, Seq(7), 1000) else {
         panic!("the newest events are there")
     };
     assert_eq!(seqs(&events), [8, 9, 10]);
-    let Following::Events(events) = tail.following(Seq(8), 1) else {
+    let Following::Events(events) = following(&tail, Seq(8), 1) else {
         panic!("one event is always given")
     };
     assert_eq!(seqs(&events), [9]);
-    assert!(matches!(tail.following(Seq(10), 1000), Following::Nothing));
+    assert!(matches!(following(&tail, Seq(10), 1000), Following::Nothing));
 
     tail.publish(Arc::new(Event::new(Seq(11), None, None, "x".repeat(999))));
     assert_eq!(gauge.now(), 0);
-    assert!(matches!(tail.following(Seq(10), 1000), Following::Stored));
+    assert!(matches!(following(&tail, Seq(10), 1000), Following::Stored));
     tail.publish(event(12));
-    assert!(matches!(tail.following(Seq(10), 1000), Following::Stored));
-    assert!(matches!(tail.following(Seq(11), 1000), Following::Events(_)));
+    assert!(matches!(following(&tail, Seq(10), 1000), Following::Stored));
+    assert!(matches!(following(&tail, Seq(11), 1000), Following::Events(_)));
     drop(tail);
     assert_eq!((gauge.now(), gauge.peak()), (0, 300));
 }
@@ -612,5 +618,37 @@ fn readers_may_live_on_any_task() {
         assert_task(async move { reader.next().await });
     }
     let _ = store;
-    assert!(size_of::<Reader>() <= 4 * size_of::<usize>());
+    assert!(size_of::<Reader>() <= 7 * size_of::<usize>());
+}
+
+#[tokio::test]
+async fn a_batch_wakes_a_reader_once_and_one_that_has_gone_never() {
+    struct Count(AtomicU64);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    let tail = journal.tail(&instance("a"), RunId::generate());
+    let count = Arc::new(Count(AtomicU64::new(0)));
+    let waker = Waker::from(count.clone());
+    let mut cx = Context::from_waker(&waker);
+    let mut reader = journal.reader(tail.clone(), Seq::ZERO);
+    let mut gone = journal.reader(tail.clone(), Seq::ZERO);
+    // Polled again and again, as a body is for other reasons than events.
+    for _ in 0..3 {
+        assert!(reader.poll_next(&mut cx).is_pending());
+        assert!(gone.poll_next(&mut cx).is_pending());
+    }
+    drop(gone);
+    let mut turn = Turn(vec![start(&tail)]);
+    turn.0.extend((1..=50).map(|seq| event(&tail, seq, "x")));
+    lane.submit(turn).durable().await.unwrap();
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    while let Poll::Ready(Step::Events(_)) = reader.poll_next(&mut cx) {}
+    assert_eq!(reader.cursor(), Seq(50));
+    lane.submit(Turn(vec![event(&tail, 51, "x")])).durable().await.unwrap();
+    assert_eq!(count.0.load(Ordering::Relaxed), 2);
 }

@@ -24,6 +24,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -288,11 +289,13 @@ fn publish(shared: &Shared, batch: Vec<Submitted>, committed: &Committed) {
     add(&counts.turns, batch.len() as u64);
     add(&counts.events, events);
     add(&counts.trimmed_runs, committed.trimmed_runs);
+    let mut waiting = Vec::new();
     for write in writes(&batch) {
         if let Write::Event { tail, .. } | Write::End { tail, .. } = write {
-            tail.wake();
+            tail.waiting(&mut waiting);
         }
     }
+    waiting.into_iter().for_each(Waker::wake);
     // The turns go first, so that who is told that one is durable finds its memory released.
     let marks = batch.into_iter().map(|of| (of.lane, of.number));
     for (lane, number) in marks.collect::<Vec<_>>() {
@@ -321,5 +324,8 @@ impl Drop for Departure<'_> {
             if panicked { "its writer panicked" } else { "it is closed" }.into()
         });
         self.shared.set_health(Health::Dead(reason));
+        let mut waiting = Vec::new();
+        lock(&self.shared.live).values().for_each(|tail| tail.waiting(&mut waiting));
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
