@@ -131,3 +131,152 @@ impl Drop for Driven {
         drop(self.0.swap(None));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicU32;
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl ArcWake for Count {
+        fn wake_by_ref(count: &Arc<Self>) {
+            count.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// An actor that shows its waker and counts its polls, and is over at the third.
+    #[derive(Clone, Default)]
+    struct Actor {
+        polls: Arc<AtomicU32>,
+        waker: Arc<Mutex<Option<Waker>>>,
+    }
+
+    impl Actor {
+        fn start(&self) -> Hold {
+            let Self { polls, waker } = self.clone();
+            Drive::new(std::future::poll_fn(move |cx| {
+                *waker.lock().unwrap() = Some(cx.waker().clone());
+                match polls.fetch_add(1, Ordering::Relaxed) {
+                    0 | 1 => Poll::Pending,
+                    _ => Poll::Ready(()),
+                }
+            }))
+        }
+
+        fn polls(&self) -> u32 {
+            self.polls.load(Ordering::Relaxed)
+        }
+
+        fn wake(&self) {
+            self.waker.lock().unwrap().as_ref().unwrap().wake_by_ref();
+        }
+    }
+
+    /// The actor's task, with how often it was woken.
+    fn task(hold: &Hold) -> (Driven, Arc<Count>) {
+        let (mut task, count) = (Driven(hold.drive().clone()), Arc::new(Count::default()));
+        assert!(poll(&mut task, &count).is_pending(), "someone holds the actor");
+        (task, count)
+    }
+
+    fn poll(task: &mut Driven, count: &Arc<Count>) -> Poll<()> {
+        Pin::new(task).poll(&mut Context::from_waker(&waker_ref(count)))
+    }
+
+    fn woken(count: &Count) -> u32 {
+        count.0.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_caller_polls_in_the_tasks_place_and_wakes_nobody() {
+        let actor = Actor::default();
+        let mut hold = actor.start();
+        let (_task, count) = task(&hold);
+        assert!(hold.poll().is_pending());
+        drop(hold);
+        assert_eq!((actor.polls(), woken(&count)), (1, 0));
+    }
+
+    #[test]
+    fn what_a_holder_leaves_is_the_tasks() {
+        let actor = Actor::default();
+        let hold = actor.start();
+        let (mut task, count) = task(&hold);
+        drop(hold);
+        assert_eq!((actor.polls(), woken(&count)), (0, 1), "it was never polled");
+        assert!(poll(&mut task, &count).is_pending());
+        assert_eq!((actor.polls(), woken(&count)), (1, 1));
+
+        let mut hold = task.0.hold().expect("nobody holds it");
+        assert!(task.0.hold().is_none());
+        actor.wake();
+        assert_eq!(woken(&count), 1, "the holder will look");
+        assert!(hold.poll().is_pending());
+        actor.wake();
+        drop(hold);
+        assert_eq!((actor.polls(), woken(&count)), (2, 2), "it was woken after the poll");
+        assert!(poll(&mut task, &count).is_ready());
+    }
+
+    #[test]
+    fn a_wake_while_nobody_holds_the_actor_is_the_tasks() {
+        let actor = Actor::default();
+        let mut hold = actor.start();
+        let (mut task, count) = task(&hold);
+        assert!(hold.poll().is_pending());
+        drop(hold);
+        actor.wake();
+        assert_eq!(woken(&count), 1);
+        assert!(poll(&mut task, &count).is_pending());
+        assert_eq!(actor.polls(), 2);
+    }
+
+    #[test]
+    fn a_task_ends_with_an_actor_that_a_caller_saw_end() {
+        let actor = Actor::default();
+        let mut hold = actor.start();
+        let (mut task, count) = task(&hold);
+        assert!(hold.poll().is_pending());
+        assert!(hold.poll().is_pending());
+        assert!(hold.poll().is_ready());
+        drop(hold);
+        assert_eq!(woken(&count), 1);
+        assert!(poll(&mut task, &count).is_ready());
+    }
+
+    #[test]
+    fn a_task_ends_with_an_actor_that_panicked_under_a_caller() {
+        let mut hold = Drive::new(std::future::poll_fn(|_| panic!("on purpose")));
+        let (mut task, count) = task(&hold);
+        let panicked = catch_unwind(AssertUnwindSafe(move || {
+            let _ = hold.poll();
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(woken(&count), 1);
+        assert!(poll(&mut task, &count).is_ready());
+    }
+
+    #[test]
+    fn an_actor_goes_with_its_task_whoever_keeps_its_waker() {
+        let (actor, kept) = (Actor::default(), Arc::new(()));
+        let mut hold = {
+            let (actor, kept) = (actor.clone(), kept.clone());
+            Drive::new(std::future::poll_fn(move |cx| {
+                *actor.waker.lock().unwrap() = Some(cx.waker().clone());
+                let _ = &kept;
+                Poll::Pending
+            }))
+        };
+        let (task, _count) = task(&hold);
+        assert!(hold.poll().is_pending());
+        drop(hold);
+        drop(task);
+        assert_eq!(Arc::strong_count(&kept), 1);
+    }
+}
