@@ -6,14 +6,18 @@
 //! **Mechanism.** One map from instance to slot. A slot holds the ledger, shared by all stores of the instance, and the
 //! mailbox of the current one. A store whose module is no longer current, that sat idle, or that must make
 //! room is retired by dropping its mailbox. Each store has a generation, so that an old one's exit cannot
-//! remove its successor; the slot goes when its last store is gone and all it wrote is durable.
+//! remove its successor; the slot goes when its last store is gone and all it wrote is durable. Stores stand in the order in
+//! which they were last *seen* to be used; being used moves nothing, and one that comes to the front is put where it belongs.
 //!
 //! **Limits.** [`InstanceLimits::live`] stores; beyond it the least recently used idle ones go, and when none is
 //! idle the caller is refused. A full mailbox or too many runs refuse the call: nothing waits without bound.
 //!
-//! **Cost.** One short lock per request; a scan of the live ones per [`EVICTED`] evictions and per sweep.
+//! **Cost.** One short lock per request. Retiring costs the logarithm of the live ones, and as much again for each that was used
+//! since it was last seen; when all are busy, a look at each.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,9 +35,6 @@ use crate::id::{InstanceKey, RunId};
 use crate::journal::Journal;
 use crate::shutdown::Shutdown;
 use crate::wasm::{Call, Engine, Ledger, Load, Session};
-
-/// How many idle instances go at once when room is needed, so that the scan for them is paid rarely.
-const EVICTED: usize = 32;
 
 /// All live instances. Clones are the same directory.
 #[derive(Clone)]
@@ -55,6 +56,8 @@ struct Live {
     generations: u64,
     /// Stores that are current: those on their way out do not count.
     current: usize,
+    /// Each of them, those not used for longest first; and some that no longer are, until they come to the front.
+    seen: BinaryHeap<Reverse<Seen>>,
     draining: bool,
 }
 
@@ -69,22 +72,42 @@ struct Current {
     generation: Generation,
     deployed: Arc<Deployed>,
     load: Arc<Load>,
-    mailbox: mpsc::Sender<Call>,
+    mailbox: mpsc::Sender<Box<Call>>,
     drive: Arc<Drive>,
 }
 
+impl Current {
+    /// Lets the store go, and takes hold of it to see it off.
+    fn retire(self) -> Option<Hold> {
+        self.drive.hold()
+    }
+}
+
+/// A store, and since when it had not been used when it was last looked at.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    since: Duration,
+    generation: Generation,
+    key: InstanceKey,
+}
+
 /// Which start of a store, counted over the host's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Generation(u64);
 
 /// A call that was taken. Without more it is served by the instance's task.
-pub struct Sent(Option<Hold>);
+pub struct Sent {
+    /// The store that made room for it.
+    retired: Option<Hold>,
+    hold: Option<Hold>,
+}
 
 impl Sent {
     /// Serves the call here and now, as far as it goes without waiting, unless the instance is being served
     /// elsewhere. Not for use inside an actor.
     pub fn serve(self) {
-        if let Some(mut hold) = self.0 {
+        // The retired one first: its place in the pool is the newcomer's, and still in the processor's cache.
+        for mut hold in [self.retired, self.hold].into_iter().flatten() {
             // An actor that is over has told the directory.
             let _ = hold.poll();
         }
@@ -146,10 +169,10 @@ impl Directory {
                 stores: Vec::new(),
             }),
         };
-        let call = call(&slot.ledger);
+        let call = Box::new(call(&slot.ledger));
         if draining {
             live.remove_if_unused(key);
-            return Err(Refused { call: Box::new(call), fault: Fault::Draining });
+            return Err(Refused { call, fault: Fault::Draining });
         }
         let stale = |current: &Current| {
             current.deployed.version < deployed.version || current.mailbox.is_closed()
@@ -158,12 +181,15 @@ impl Directory {
             slot.current = None;
             live.current -= 1;
         }
-        let mut hold = None;
+        let (mut retired, mut hold) = (None, None);
         if slot.current.is_none() {
-            if live.current >= self.0.limits.live && !self.evict(live) {
-                let fault = Fault::HostBusy { limit: self.0.limits.live };
-                live.remove_if_unused(key);
-                return Err(Refused { call: Box::new(call), fault });
+            if live.current >= self.0.limits.live {
+                let Some(idle) = live.take_idle(self.0.now()) else {
+                    let fault = Fault::HostBusy { limit: self.0.limits.live };
+                    live.remove_if_unused(key);
+                    return Err(Refused { call, fault });
+                };
+                retired = idle.retire();
             }
             hold = self.start(live, key, deployed);
         }
@@ -171,21 +197,20 @@ impl Directory {
         let busy = |limit| Fault::InstanceBusy { limit };
         let current = live.slots.get(key).and_then(|slot| slot.current.as_ref());
         let Some(current) = current else {
-            return Err(Refused { call: Box::new(call), fault: Fault::Internal });
+            return Err(Refused { call, fault: Fault::Internal });
         };
         if current.load.in_flight() >= limits.runs {
-            return Err(Refused { call: Box::new(call), fault: busy(limits.runs) });
+            return Err(Refused { call, fault: busy(limits.runs) });
         }
         // Counted before the actor can end it, and under the lock that retiring takes, so that a store with
         // a call on its way is never idle.
         current.load.sent();
         let hold = hold.or_else(|| current.drive.hold());
         match current.mailbox.try_send(call) {
-            Ok(()) => Ok(Sent(hold)),
+            Ok(()) => Ok(Sent { retired, hold }),
             Err(refused) => {
                 current.load.ended();
-                let call = Box::new(refused.into_inner());
-                Err(Refused { call, fault: busy(limits.mailbox) })
+                Err(Refused { call: refused.into_inner(), fault: busy(limits.mailbox) })
             }
         }
     }
@@ -196,6 +221,7 @@ impl Directory {
         live.current += 1;
         let generation = Generation(live.generations);
         let load = Arc::new(Load::new(self.0.began));
+        live.seen.push(Reverse(Seen { since: self.0.now(), generation, key: key.clone() }));
         let session = Arc::new(Session::new(
             slot.ledger.clone(),
             deployed.module.digest(),
@@ -227,30 +253,11 @@ impl Directory {
         Some(hold)
     }
 
-    /// Retires the least recently used idle instances. Whether there were any.
-    fn evict(&self, live: &mut Live) -> bool {
-        let mut idle: Vec<_> = live
-            .slots
-            .values_mut()
-            .filter_map(|slot| {
-                let since = slot.current.as_ref()?.load.idle_since()?;
-                Some((since, slot))
-            })
-            .collect();
-        idle.sort_unstable_by_key(|(since, _)| *since);
-        let evicted = idle.len().min(EVICTED).min(1 + self.0.limits.live / 16);
-        for (_, slot) in idle.into_iter().take(evicted) {
-            slot.current = None;
-        }
-        live.current -= evicted;
-        evicted > 0
-    }
-
-    /// Retires idle instances because the pool is full. Whether any store is, or was already, on its way out.
+    /// Retires an idle instance because the pool is full. Whether any store is, or was already, on its way out.
     pub(super) fn make_room(&self) -> bool {
         let mut live = self.live();
         let stores: usize = live.slots.values().map(|slot| slot.stores.len()).sum();
-        self.evict(&mut live) || stores > live.current
+        live.take_idle(self.0.now()).is_some() || stores > live.current
     }
 
     /// Wakes when a store is gone.
@@ -265,16 +272,9 @@ impl Directory {
         let mut tick = tokio::time::interval(every);
         loop {
             tick.tick().await;
-            let horizon = self.0.began.elapsed().saturating_sub(idle);
+            let horizon = self.0.now().saturating_sub(idle);
             let mut live = self.live();
-            let mut retired = 0;
-            for slot in live.slots.values_mut() {
-                let sat_idle = |current: &mut Current| {
-                    current.load.idle_since().is_some_and(|since| since < horizon)
-                };
-                retired += usize::from(slot.current.take_if(sat_idle).is_some());
-            }
-            live.current -= retired;
+            while live.take_idle(horizon).is_some() {}
         }
     }
 
@@ -283,6 +283,7 @@ impl Directory {
         let mut live = self.live();
         live.draining = true;
         live.current = 0;
+        live.seen.clear();
         for slot in live.slots.values_mut() {
             slot.current = None;
         }
@@ -322,7 +323,42 @@ impl Directory {
     }
 }
 
+impl Inner {
+    /// A time after which no store can have been used yet.
+    fn now(&self) -> Duration {
+        // Stores tell the time in whole microseconds, rounded down.
+        self.began.elapsed() + Duration::from_micros(1)
+    }
+}
+
 impl Live {
+    /// Takes the store that is idle for longest, if it was not used since `horizon`.
+    fn take_idle(&mut self, horizon: Duration) -> Option<Current> {
+        while let Some(mut first) = self.seen.peek_mut() {
+            let Reverse(Seen { since, generation, key }) = &mut *first;
+            if *since >= horizon {
+                return None;
+            }
+            let place = self.slots.get_mut(key).map(|slot| &mut slot.current);
+            let this = |current: &Current| current.generation == *generation;
+            let Some(place) = place.filter(|place| place.as_ref().is_some_and(this)) else {
+                PeekMut::pop(first);
+                continue;
+            };
+            match place.as_ref().and_then(|current| current.load.idle_since()) {
+                Some(used) if used == *since => {
+                    PeekMut::pop(first);
+                    self.current -= 1;
+                    return place.take();
+                }
+                Some(used) => *since = used,
+                // Behind all that are idle.
+                None => *since = horizon,
+            }
+        }
+        None
+    }
+
     fn remove_if_unused(&mut self, key: &InstanceKey) {
         if let MapEntry::Occupied(slot) = self.slots.entry(key.clone())
             && slot.get().stores.is_empty()

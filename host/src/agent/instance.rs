@@ -37,7 +37,7 @@ pub(super) struct Actor {
     pub(super) generation: Generation,
     pub(super) deployed: Arc<Deployed>,
     pub(super) session: Arc<Session>,
-    pub(super) mailbox: mpsc::Receiver<Call>,
+    pub(super) mailbox: mpsc::Receiver<Box<Call>>,
 }
 
 impl Actor {
@@ -95,7 +95,7 @@ impl Actor {
         self.mailbox.close();
         while let Some(call) = self.mailbox.recv().await {
             let key = self.session.ledger().key();
-            let passed = self.directory.send(key, &self.deployed, |_| call);
+            let passed = self.directory.send(key, &self.deployed, |_| *call);
             if let Err(Refused { call, fault }) = passed {
                 self.refuse(*call, &fault);
             }
@@ -106,7 +106,7 @@ impl Actor {
     async fn refuse_queued(&mut self, fault: &Fault) {
         self.mailbox.close();
         while let Some(call) = self.mailbox.recv().await {
-            self.refuse(call, fault);
+            self.refuse(*call, fault);
         }
     }
 

@@ -32,7 +32,8 @@ pub type Variables = Arc<BTreeMap<String, String>>;
 pub(super) struct Context {
     session: Arc<Session>,
     variables: Variables,
-    wasi: WasiCtx,
+    /// Made when the guest first asks for something of it, which many never do.
+    wasi: Option<WasiCtx>,
     pub(super) table: ResourceTable,
     memory: MemoryLimit,
 }
@@ -53,15 +54,8 @@ struct MemoryLimit {
 
 impl Context {
     pub(super) fn new(session: Arc<Session>, variables: Variables) -> Self {
-        let log = |stream| GuestLog::new(session.clone(), stream);
-        let wasi = WasiCtxBuilder::new()
-            .stdout(log("stdout"))
-            .stderr(log("stderr"))
-            .allow_tcp(false)
-            .allow_udp(false)
-            .build();
         let memory = MemoryLimit { used: 0, limit: session.limits().memory_bytes, reached: false };
-        Self { session, variables, wasi, table: ResourceTable::new(), memory }
+        Self { session, variables, wasi: None, table: ResourceTable::new(), memory }
     }
 
     /// What the store and its actor share.
@@ -104,9 +98,21 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
     config::add_to_linker::<_, Own>(linker, |context| context)
 }
 
+/// Clocks, random numbers, and a log for what the guest prints.
+fn without_grants(session: &Arc<Session>) -> WasiCtx {
+    let log = |stream| GuestLog::new(session.clone(), stream);
+    WasiCtxBuilder::new()
+        .stdout(log("stdout"))
+        .stderr(log("stderr"))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .build()
+}
+
 impl WasiView for Context {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        let ctx = self.wasi.get_or_insert_with(|| without_grants(&self.session));
+        WasiCtxView { ctx, table: &mut self.table }
     }
 }
 

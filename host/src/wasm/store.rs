@@ -4,20 +4,22 @@
 //! `run_concurrent` for its calls to interleave, and what goes wrong in a guest must come out as one fault.
 //!
 //! **Mechanism.** [`LiveStore::serve`] runs the store until its mailbox closes and its last call has ended,
-//! spawning each call as it comes. A failure of any kind, a panic of a host function included, comes back as
-//! a [`Fault`] after the session has ended the runs in flight with it.
+//! with its calls side by side in one set of futures: tasks of wasmtime's could be aborted too, and cost more. A
+//! failure of any kind, a panic of a host function included, comes back as a [`Fault`] after the session has
+//! ended the runs in flight with it.
 //!
 //! **Limits.** Those of the session. **Cost.** Some microseconds a call, and some tens of them a start.
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
-use wasmtime::component::{Accessor, AccessorTask, StreamReader};
+use wasmtime::component::{Accessor, StreamReader};
 use wasmtime::{Store, Trap};
 
 use crate::fault::{Fault, Limit};
@@ -79,10 +81,9 @@ pub struct LiveStore {
     guest: Guest,
 }
 
-#[derive(Clone)]
 struct Guest {
-    handler: Arc<handler::Guest>,
-    resumption: Option<Arc<resumption::Guest>>,
+    handler: handler::Guest,
+    resumption: Option<resumption::Guest>,
 }
 
 impl LiveStore {
@@ -117,32 +118,40 @@ impl LiveStore {
         let resumption = match &module.resumption {
             Some(indices) => {
                 let guest = indices.load(&mut store, &instance);
-                Some(Arc::new(guest.map_err(|cause| failed(cause, &store))?))
+                Some(guest.map_err(|cause| failed(cause, &store))?)
             }
             None => None,
         };
-        let guest = Guest { handler: Arc::new(handler), resumption };
+        let guest = Guest { handler, resumption };
         Ok(Self { store, session, guest })
     }
 
     /// Serves calls until the mailbox is closed and the last call has ended, or the store fails: then the
     /// runs in flight have ended with the fault that is returned.
-    pub async fn serve(mut self, mailbox: &mut mpsc::Receiver<Call>) -> Result<(), Fault> {
+    pub async fn serve(mut self, mailbox: &mut mpsc::Receiver<Box<Call>>) -> Result<(), Fault> {
         let Self { store, session, guest } = &mut self;
-        let (guest, calls) = (guest.clone(), session.clone());
+        let (guest, session) = (&*guest, &*session);
         let driver = store.run_concurrent(async |accessor| {
-            let mut serving = pin!(async {
-                while let Some(call) = mailbox.recv().await {
-                    calls.begin(&call.run);
-                    accessor.spawn(Task { call, guest: guest.clone(), session: calls.clone() })?;
-                }
-                poll_fn(|cx| calls.poll_idle(cx)).await;
-                wasmtime::error::Ok(())
-            });
+            let mut calls = FuturesUnordered::new();
+            let mut closed = false;
             // The event loop polls this before each of its steps.
             poll_fn(|cx| {
-                calls.between();
-                serving.as_mut().poll(cx)
+                session.between();
+                while !closed && let Poll::Ready(call) = mailbox.poll_recv(cx) {
+                    match call {
+                        Some(call) => {
+                            session.begin(&call.run);
+                            calls.push(serve_one(*call, accessor, guest, session));
+                        }
+                        None => closed = true,
+                    }
+                }
+                while !calls.is_empty()
+                    && let Poll::Ready(Some(ended)) = calls.poll_next_unpin(cx)
+                {
+                    ended?;
+                }
+                if closed { session.poll_idle(cx).map(Ok) } else { Poll::Pending }
             })
             .await
         });
@@ -185,41 +194,37 @@ fn classify(cause: &wasmtime::Error, context: &Context) -> Fault {
     fault
 }
 
-/// One call, as a task of its store.
-struct Task {
-    call: Call,
-    guest: Guest,
-    session: Arc<Session>,
-}
-
-impl AccessorTask<Context> for Task {
-    async fn run(self, accessor: &Accessor<Context>) -> wasmtime::Result<()> {
-        let Self { call: Call { run, request, entry }, guest, session } = self;
-        let handle = accessor.with(|mut access| access.get().table.push(run.clone()))?;
-        let request = to_guest(request);
-        let returned = match (entry, &guest.resumption) {
-            (Entry::Resume(Seq(last)), Some(resumption)) => {
-                resumption.call_on_resume(accessor, handle, request, last).await?
-            }
-            (Entry::Resume(_), None) => Err(AgentError::Other("the module does not resume".into())),
-            (Entry::Request, _) => guest.handler.call_on_request(accessor, handle, request).await?,
-        };
-        let answer = match returned {
-            Ok(Reply::Response(response)) => {
-                let head = Head { status: response.status, headers: from_guest(response.headers) };
-                match response.body {
-                    Body::Bytes(bytes) => Answer::Response(head, bytes.into()),
-                    Body::Chunks(stream) => {
-                        return answer_chunks(accessor, &session, run, head, stream);
-                    }
+/// Makes one call and sees to its answer.
+async fn serve_one(
+    Call { run, request, entry }: Call,
+    accessor: &Accessor<Context>,
+    guest: &Guest,
+    session: &Arc<Session>,
+) -> wasmtime::Result<()> {
+    let handle = accessor.with(|mut access| access.get().table.push(run.clone()))?;
+    let request = to_guest(request);
+    let returned = match (entry, &guest.resumption) {
+        (Entry::Resume(Seq(last)), Some(resumption)) => {
+            resumption.call_on_resume(accessor, handle, request, last).await?
+        }
+        (Entry::Resume(_), None) => Err(AgentError::Other("the module does not resume".into())),
+        (Entry::Request, _) => guest.handler.call_on_request(accessor, handle, request).await?,
+    };
+    let answer = match returned {
+        Ok(Reply::Response(response)) => {
+            let head = Head { status: response.status, headers: from_guest(response.headers) };
+            match response.body {
+                Body::Bytes(bytes) => Answer::Response(head, bytes.into()),
+                Body::Chunks(stream) => {
+                    return answer_chunks(accessor, session, run, head, stream);
                 }
             }
-            Ok(Reply::Events) => Answer::NoContent,
-            Err(error) => Answer::Failed(fault_of(error, &session, &run)),
-        };
-        session.finish(&run, answer);
-        Ok(())
-    }
+        }
+        Ok(Reply::Events) => Answer::NoContent,
+        Err(error) => Answer::Failed(fault_of(error, session, &run)),
+    };
+    session.finish(&run, answer);
+    Ok(())
 }
 
 fn fault_of(error: AgentError, session: &Session, run: &Run) -> Fault {
