@@ -8,6 +8,7 @@ wit_bindgen::generate!({
     path: "../wit",
     world: "agent",
     generate_all,
+    runtime_path: "crate::rt",
     pub_export_macro: true,
     export_macro_name: "export_agent",
 });
@@ -28,6 +29,7 @@ pub mod resumable {
             "bureau:agent/runs@0.1.0": super::bureau::agent::runs,
             "bureau:agent/resumption@0.1.0": generate,
         },
+        runtime_path: "crate::rt",
         pub_export_macro: true,
         export_macro_name: "export_resumption",
     });

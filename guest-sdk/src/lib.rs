@@ -45,6 +45,8 @@ mod error;
 mod event;
 mod reply;
 mod request;
+#[doc(hidden)]
+pub mod rt;
 mod run;
 mod storage;
 mod wasi;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::bindings::bureau::agent::types as raw;
 use crate::bindings::wit_stream;
 use crate::error::{Error, Result};
+use crate::rt;
 
 /// What a call answers: the events that its run emitted, or an HTTP response.
 ///
@@ -203,7 +204,10 @@ impl From<Reply> for raw::Reply {
         let (head, body) = response.into_parts();
         let header = |(name, value): (&HeaderName, &HeaderValue)| raw::Header {
             name: name.as_str().into(),
-            value: value.as_bytes().iter().copied().map(char::from).collect(),
+            value: match value.to_str() {
+                Ok(text) => text.into(),
+                Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+            },
         };
         Self::Response(raw::Response {
             status: head.status.as_u16(),
@@ -221,7 +225,7 @@ impl From<Body> for raw::Body {
         };
         let (writer, reader) = wit_stream::new();
         // The task of the call lasts until what it spawned has ended, also after its reply is on its way.
-        wit_bindgen::spawn_local(async move {
+        rt::spawn(async move {
             match write(Chunks(writer)).await {
                 Ok(()) => {}
                 Err(Error::Other(error)) if error.is::<ClientLeft>() => {}

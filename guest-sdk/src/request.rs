@@ -1,8 +1,11 @@
-//! What a client asked: the interface's plain strings as the `http` crate's types, checked once.
+//! What a client asked: the interface's plain strings as the `http` crate's types.
 //!
-//! What does not fit those types, a query or a body is the client's fault and is told to it. The body is in memory
-//! as a whole, bounded by the host; nothing is copied but the headers.
+//! Those types are made when they are first asked for: most agents look at no more than the method, the path and the
+//! body, and a browser sends a dozen headers. The host has parsed the request before, so nothing is refused
+//! here but a query or a body that does not fit, which is the client's fault and is told to it. The body is in
+//! memory as a whole, bounded by the host, and nothing is copied but what is not ASCII.
 
+use std::cell::{OnceCell, RefCell};
 use std::ops::Deref;
 
 use http::{HeaderName, HeaderValue, Method, Uri};
@@ -26,11 +29,26 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Request {
-    http: http::Request<Vec<u8>>,
+    method: Method,
     target: String,
+    /// What `http` will be made of.
+    given: RefCell<Given>,
+    http: OnceCell<http::Request<Vec<u8>>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Given {
+    url: String,
+    headers: Vec<raw::Header>,
+    body: Vec<u8>,
 }
 
 impl Request {
+    /// The method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
     /// What follows the instance's name, without the query, and never empty: `/status` for
     /// `/agents/api/demo/status`, and `/` for `/agents/api/demo`. As the client sent it, so percent-encoded.
     pub fn path(&self) -> &str {
@@ -81,13 +99,16 @@ impl Request {
     /// }
     /// ```
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(self.body())
+        let given = self.given.borrow();
+        let body = self.http.get().map_or(&given.body, http::Request::body);
+        serde_json::from_slice(body)
             .map_err(|fault| Error::BadRequest(format!("the body does not fit: {fault}")))
     }
 
     /// The request as the client sent it.
     pub fn into_http(self) -> http::Request<Vec<u8>> {
-        self.http
+        let Self { method, given, http, .. } = self;
+        http.into_inner().unwrap_or_else(|| given.into_inner().into_http(method))
     }
 }
 
@@ -95,32 +116,45 @@ impl Deref for Request {
     type Target = http::Request<Vec<u8>>;
 
     fn deref(&self) -> &Self::Target {
-        &self.http
+        self.http.get_or_init(|| self.given.take().into_http(self.method.clone()))
     }
 }
 
-/// The parts of the request that did not fit the `http` crate's types are the client's fault.
 impl TryFrom<raw::Request> for Request {
     type Error = Error;
 
     fn try_from(request: raw::Request) -> Result<Self> {
         let raw::Request { method, url, path, headers, body } = request;
+        let method = Method::from_bytes(method.as_bytes()).map_err(Error::bad_request)?;
+        let given = RefCell::new(Given { url, headers, body });
+        Ok(Self { method, target: path, given, http: OnceCell::new() })
+    }
+}
+
+impl Given {
+    /// What the host took for an address or a header field and the `http` crate does not is left out.
+    fn into_http(self, method: Method) -> http::Request<Vec<u8>> {
+        let Self { url, headers, body } = self;
         let mut http = http::Request::new(body);
-        *http.method_mut() = Method::from_bytes(method.as_bytes()).map_err(Error::bad_request)?;
-        *http.uri_mut() = Uri::try_from(url).map_err(Error::bad_request)?;
+        *http.method_mut() = method;
+        *http.uri_mut() = Uri::try_from(url).unwrap_or_default();
+        http.headers_mut().reserve(headers.len());
         for raw::Header { name, value } in headers {
-            let name = HeaderName::try_from(name).map_err(Error::bad_request)?;
-            http.headers_mut().append(name, header_value(&value)?);
+            if let (Ok(name), Some(value)) = (HeaderName::try_from(name), header_value(value)) {
+                http.headers_mut().append(name, value);
+            }
         }
-        Ok(Self { http, target: path })
+        http
     }
 }
 
 /// A header's value, of which each character stands for one byte.
-fn header_value(value: &str) -> Result<HeaderValue> {
-    let bytes = value.chars().map(u8::try_from).collect::<Result<Vec<_>, _>>();
-    let bytes = bytes.map_err(Error::bad_request)?;
-    HeaderValue::try_from(bytes).map_err(Error::bad_request)
+fn header_value(value: String) -> Option<HeaderValue> {
+    if value.is_ascii() {
+        return HeaderValue::try_from(value).ok();
+    }
+    let bytes: Option<Vec<u8>> = value.chars().map(|char| u8::try_from(char).ok()).collect();
+    HeaderValue::try_from(bytes?).ok()
 }
 
 #[cfg(test)]
@@ -153,6 +187,41 @@ mod tests {
         assert_eq!(request.uri(), "/agents/api/demo/a?b=1");
         let names: Vec<_> = request.headers().get_all("x-name").iter().collect();
         assert_eq!(names, [&b"J\xfcrgen"[..]; 2]);
+    }
+
+    #[test]
+    fn the_body_and_the_rest_come_in_any_order() {
+        let request = request("/a", "[1]");
+        assert_eq!(request.json::<[u8; 1]>().expect("the body fits"), [1]);
+        let cloned = request.clone();
+        assert_eq!(request.body(), b"[1]");
+        assert_eq!(request.json::<[u8; 1]>().expect("the body fits"), [1]);
+        assert_eq!(request.headers().len(), 2);
+        for http in [request.into_http(), cloned.into_http()] {
+            assert_eq!(
+                (http.method().as_str(), http.uri().path()),
+                ("PURGE", "/agents/api/demo/a")
+            );
+            assert_eq!((http.headers().len(), http.body().as_slice()), (2, &b"[1]"[..]));
+        }
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_is_left_out() {
+        let header =
+            |name: &str, value: &str| raw::Header { name: name.into(), value: value.into() };
+        let headers =
+            vec![header("a b", "1"), header("a", "\u{100}"), header("b", "\n"), header("c", "2")];
+        let request = raw::Request {
+            method: "GET".into(),
+            url: "/".into(),
+            path: "/".into(),
+            headers,
+            body: Vec::new(),
+        };
+        let request = Request::try_from(request).expect("the method is valid");
+        let names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["c"]);
     }
 
     #[derive(Debug, PartialEq, serde::Deserialize)]
