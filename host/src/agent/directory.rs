@@ -239,7 +239,7 @@ impl Directory {
             mailbox: receiver,
         };
         let force = self.0.shutdown.force.begun();
-        let hold = Drive::new(async move {
+        let hold = Drive::start(async move {
             tokio::select! {
                 biased;
                 () = force => {}

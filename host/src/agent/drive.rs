@@ -49,7 +49,7 @@ pub(super) struct Hold {
 
 impl Drive {
     /// An actor that nobody has polled yet, with the right to do so.
-    pub(super) fn new(actor: impl std::future::Future<Output = ()> + Send + 'static) -> Hold {
+    pub(super) fn start(actor: impl std::future::Future<Output = ()> + Send + 'static) -> Hold {
         let drive = Arc::new(Self {
             state: AtomicU8::new(HELD | WOKEN),
             actor: Mutex::new(Some(Box::pin(actor))),
@@ -160,7 +160,7 @@ mod tests {
     impl Actor {
         fn start(&self) -> Hold {
             let Self { polls, waker } = self.clone();
-            Drive::new(std::future::poll_fn(move |cx| {
+            Drive::start(std::future::poll_fn(move |cx| {
                 *waker.lock().unwrap() = Some(cx.waker().clone());
                 match polls.fetch_add(1, Ordering::Relaxed) {
                     0 | 1 => Poll::Pending,
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_task_ends_with_an_actor_that_panicked_under_a_caller() {
-        let mut hold = Drive::new(std::future::poll_fn(|_| panic!("on purpose")));
+        let mut hold = Drive::start(std::future::poll_fn(|_| panic!("on purpose")));
         let (mut task, count) = task(&hold);
         let panicked = catch_unwind(AssertUnwindSafe(move || {
             let _ = hold.poll();
@@ -267,7 +267,7 @@ mod tests {
         let (actor, kept) = (Actor::default(), Arc::new(()));
         let mut hold = {
             let (actor, kept) = (actor.clone(), kept.clone());
-            Drive::new(std::future::poll_fn(move |cx| {
+            Drive::start(std::future::poll_fn(move |cx| {
                 *actor.waker.lock().unwrap() = Some(cx.waker().clone());
                 let _ = &kept;
                 Poll::Pending

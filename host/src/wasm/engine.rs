@@ -10,8 +10,7 @@
 //! **Limits.** The pool's totals follow from [`InstanceLimits::live`]; per component they allow for what
 //! Python and JavaScript toolchains produce, dozens of core instances and tables.
 //!
-//! **Cost.** Address space, not memory: a slot costs its touched pages, and keeps up to [`WIPED_MEMORY`] of them when it is
-//! free. A hundred wake-ups per second.
+//! **Cost.** Address space, not memory: a slot costs its touched pages. A hundred wake-ups per second.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -19,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wasmtime::component::Linker;
-use wasmtime::{Config, Enabled, PoolingAllocationConfig};
+use wasmtime::{Config, PoolingAllocationConfig};
 
 use crate::config::InstanceLimits;
 use crate::wasm::context::{self, Context};
@@ -38,11 +37,13 @@ const AVERAGE_TABLES: usize = 3;
 /// Elements of a table. CPython's has some ten thousand.
 const MAX_TABLE_ELEMENTS: usize = 40_000;
 
-/// How much of what a guest has written to, in its memory and in each of its tables, is wiped in place for the next one
-/// when its instance goes. The rest is given back to the system, which costs a call that interrupts the other threads, and the
-/// next guest a page fault for each page. A Rust agent writes to some pages. What is wiped stays with the free place.
-const WIPED_MEMORY: usize = 64 << 10;
+/// How much of a table is wiped in place for the next guest. A Rust agent's are a page each, and giving a page back to the
+/// system and taking it again costs several times as much as wiping it.
 const WIPED_TABLE: usize = 8 << 10;
+
+/// Memories that are given back to the system with one call: each call interrupts the other threads. Those that wait for it
+/// can be used at once when the pool has no others.
+const GIVEN_BACK: usize = 16;
 
 /// Everything that modules are compiled with and linked against.
 pub struct Engine {
@@ -108,13 +109,11 @@ fn configuration(limits: &InstanceLimits) -> Config {
         .max_tables_per_component(200)
         .max_tables_per_module(20)
         .max_memories_per_module(4)
-        .table_elements(MAX_TABLE_ELEMENTS);
-    if PoolingAllocationConfig::is_pagemap_scan_available() {
-        // Elsewhere the pool cannot know which pages were written to, and would wipe the first ones whether they were or not.
-        pool.pagemap_scan(Enabled::Yes)
-            .linear_memory_keep_resident(WIPED_MEMORY)
-            .table_keep_resident(WIPED_TABLE);
-    }
+        .table_elements(MAX_TABLE_ELEMENTS)
+        .table_keep_resident(WIPED_TABLE)
+        // Memories are not wiped in place: without `pagemap_scan` that takes all pages from the first one on, and with it
+        // a page that is swapped out is overlooked (wasmtime #14357), so that a guest would find what another left there.
+        .decommit_batch_size(GIVEN_BACK);
     let mut config = Config::new();
     config.wasm_component_model_async(true).epoch_interruption(true).allocation_strategy(pool);
     config
