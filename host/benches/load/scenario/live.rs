@@ -1,0 +1,47 @@
+//! Plain replies of one live instance.
+//!
+//! Connections that are kept each send a request as soon as the one before it was answered, all to the same instance. So this
+//! is the way from the socket through the instance's mailbox into the guest and back, with nothing to be made
+//! durable. The rate must be at least 0.75 of hyper's. The client takes as much of the processors as a server does, and
+//! the slower side leaves more of them to it, so processor time per request says more of the cost.
+
+use std::time::Duration;
+
+use super::{Bench, Scenario};
+use crate::client::get;
+use crate::host::Pair;
+use crate::measure::{Measured, Side};
+use crate::report::{Line, Target, Unit};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "live",
+    about: "plain replies from one live instance, on kept connections",
+    n: 64,
+    of: "connections",
+    grows_from: Some(16),
+    long: false,
+    lines: &[
+        Line::of("replies", Unit::PerSecond)
+            .beside(Side::Native)
+            .reaches(Target::RatioAtLeast(0.75)),
+        Line::of("p50", Unit::Seconds).beside(Side::Native),
+        Line::of("p99", Unit::Seconds).beside(Side::Native),
+        Line::of("cpu of a reply", Unit::Seconds).beside(Side::Native),
+        Line::of("client", Unit::Number).beside(Side::Native),
+    ],
+    deadline: Duration::from_secs(120),
+    config: "",
+    run: |bench, pair| Box::pin(run(bench, pair)),
+};
+
+async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
+    let mut measured = Measured::default();
+    let request = get("/agents/load/live/plain");
+    for round in bench.rounds() {
+        for server in pair.in_turn(round) {
+            let figures = bench.replies(server, bench.n, |_| &request).await?;
+            measured.add(round, server.side, figures);
+        }
+    }
+    Ok(measured)
+}

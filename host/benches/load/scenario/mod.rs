@@ -1,0 +1,133 @@
+//! The scenarios, in the order in which they run. Each is a file of its own, with a [`Scenario`] that says what it must
+//! reach, and a place in [`ALL`].
+
+use std::path::Path;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+
+use crate::client::{Connection, requests};
+use crate::host::{Pair, Programs, Server};
+use crate::measure::{Measured, Process, Round};
+use crate::report::Line;
+
+mod live;
+mod new;
+mod state;
+mod events;
+mod tokens;
+mod first_event;
+mod fan_out;
+mod replay;
+mod idle;
+mod instances;
+mod known;
+mod journal;
+mod bytes_written;
+mod swap;
+
+/// All scenarios.
+pub const ALL: &[Scenario] = &[
+    live::SCENARIO,
+    new::SCENARIO,
+    state::SCENARIO,
+    events::SCENARIO,
+    tokens::SCENARIO,
+    first_event::SCENARIO,
+    fan_out::SCENARIO,
+    replay::SCENARIO,
+    idle::SCENARIO,
+    instances::SCENARIO,
+    known::SCENARIO,
+    journal::SCENARIO,
+    bytes_written::SCENARIO,
+    swap::SCENARIO,
+];
+
+/// A kind of load, and what the host must reach under it.
+pub struct Scenario {
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub about: &'static str,
+    /// Its size, and of what.
+    pub n: usize,
+    pub of: &'static str,
+    /// The smallest of the sizes in which its growth is told, if that is of interest.
+    pub grows_from: Option<usize>,
+    /// Whether it takes minutes.
+    pub long: bool,
+    pub lines: &'static [Line],
+    /// When it is given up.
+    pub deadline: Duration,
+    /// What the host's own defaults are changed in, as TOML.
+    pub config: &'static str,
+    pub run: for<'a> fn(&'a Bench<'a>, &'a mut Pair) -> Running<'a>,
+}
+
+/// The figures, in the end.
+pub type Running<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Measured>> + 'a>>;
+
+/// What a scenario runs with.
+pub struct Bench<'a> {
+    /// Where the servers keep their files, and others may.
+    pub directory: &'a Path,
+    /// For those that start more servers than the two.
+    pub programs: &'a Programs,
+    pub rounds: usize,
+    /// How long a side is under load in a round, where time and not work is what is set.
+    pub duration: Duration,
+    /// The size.
+    pub n: usize,
+}
+
+impl Bench<'_> {
+    /// One round to warm up, and those that count.
+    pub fn rounds(&self) -> impl Iterator<Item = Round> {
+        Round::all(self.rounds)
+    }
+}
+
+/// What requests for replies show of a server.
+type Figures = [(&'static str, f64); 5];
+
+impl Bench<'_> {
+    /// Sends a server requests on so many connections, each as soon as the one before it was answered. `request` makes the next
+    /// one of a connection.
+    async fn replies<R: AsRef<[u8]>>(
+        &self,
+        server: &Server,
+        connections: usize,
+        request: impl Fn(usize) -> R,
+    ) -> anyhow::Result<Figures> {
+        let mut connections = Connection::open_all(server.address, connections).await?;
+        let (cpu, own) = (server.process.cpu()?, Process::own().cpu()?);
+        let mut replies = requests(&mut connections, self.duration, request).await?;
+        let (cpu, own) = (server.process.cpu()? - cpu, Process::own().cpu()? - own);
+        Ok([
+            ("replies", replies.rate()),
+            ("p50", replies.latencies.quantile(0.5)),
+            ("p99", replies.latencies.quantile(0.99)),
+            ("client", own.as_secs_f64() / replies.elapsed.as_secs_f64()),
+            ("cpu of a reply", cpu.as_secs_f64() / replies.latencies.count() as f64),
+        ])
+    }
+}
+
+/// How long ago an event was emitted, by its data.
+fn lag(event: &[u8]) -> anyhow::Result<Duration> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let emitted = field(event, "data: ")?.trim_end_matches('.').parse()?;
+    Ok(now.saturating_sub(Duration::from_nanos(emitted)))
+}
+
+/// Where a client stands that has seen this event last.
+fn cursor(event: &[u8]) -> anyhow::Result<String> {
+    Ok(field(event, "id: ")?.to_owned())
+}
+
+fn field<'a>(event: &'a [u8], name: &str) -> anyhow::Result<&'a str> {
+    let mut lines = str::from_utf8(event)?.lines();
+    let value = lines.find_map(|line| line.strip_prefix(name));
+    value.with_context(|| format!("an event without {name:?}"))
+}

@@ -1,0 +1,94 @@
+//! What the benchmarks drive: one path for each kind of load, each with as little of its own as can be.
+//!
+//! - `/plain` replies with a small JSON document.
+//! - `/state` writes a state of about 40 bytes, then replies in the same way.
+//! - `/visits` replies with that state, and writes nothing.
+//! - `/events?n=N&size=S&delay=MS` emits N events of S bytes, one each MS milliseconds, or as fast as they are taken if there is
+//!   no delay. Events with a delay begin with the wall clock, in nanoseconds, at the time they were emitted; they end when
+//!   the run is cancelled, and with `&history=H` as many others go before them without delay.
+//! - `/hold` opens a stream and waits until it is cancelled.
+
+use std::time::SystemTime;
+
+use bureau_sdk::prelude::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Default)]
+struct Load;
+
+#[derive(Deserialize)]
+struct Options {
+    n: u64,
+    size: usize,
+    #[serde(default)]
+    delay: u64,
+    #[serde(default)]
+    history: u64,
+}
+
+#[derive(Serialize)]
+struct Greeting {
+    status: &'static str,
+    message: &'static str,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Visits {
+    visits: u64,
+    note: String,
+}
+
+impl Agent for Load {
+    async fn on_request(&self, run: &Run, request: Request) -> Result<Reply> {
+        match request.path() {
+            "/plain" => greet(),
+            "/state" => {
+                let Visits { visits, .. } = run.state()?;
+                run.set_state(&Visits { visits: visits + 1, note: "a small document".into() })?;
+                greet()
+            }
+            "/visits" => Reply::json(&run.state::<Visits>()?),
+            "/events" => emit(run, request.query()?).await,
+            "/hold" => {
+                run.open();
+                run.cancelled().await;
+                Err(Error::Cancelled)
+            }
+            _ => Ok(Reply::status(StatusCode::NOT_FOUND)),
+        }
+    }
+}
+
+fn greet() -> Result<Reply> {
+    Reply::json(&Greeting { status: "ok", message: "a small reply of some bytes" })
+}
+
+async fn emit(run: &Run, Options { n, size, delay, history }: Options) -> Result<Reply> {
+    if delay == 0 {
+        return flood(run, n, size).await;
+    }
+    flood(run, history, size).await?;
+    for _ in 0..n {
+        if run.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        run.emit(format!("{:.<size$}", now())).await?;
+        sleep(Duration::from_millis(delay)).await;
+    }
+    Ok(Reply::events())
+}
+
+async fn flood(run: &Run, n: u64, size: usize) -> Result<Reply> {
+    for _ in 0..n {
+        run.emit(".".repeat(size)).await?;
+    }
+    Ok(Reply::events())
+}
+
+/// The wall clock, which client and guest share.
+fn now() -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_nanos().to_string()
+}
+
+bureau_sdk::export!(Load);
