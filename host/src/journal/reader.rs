@@ -41,8 +41,10 @@ pub struct Reader {
     cursor: Seq,
     seat: Seat,
     /// A page on its way from the store.
-    fetching: Option<Pin<Box<dyn Future<Output = Result<Page, Step>> + Send>>>,
+    fetching: Option<Fetching>,
 }
+
+type Fetching = Pin<Box<dyn Future<Output = Result<Page, Step>> + Send>>;
 
 /// What a [`Reader`] comes to next.
 #[derive(Debug)]

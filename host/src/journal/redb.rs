@@ -4,8 +4,12 @@
 //! may ask for any event of any run; and what is old must go without ever holding up what is new.
 //!
 //! **Mechanism.** One write transaction per batch of turns, over the tables below, whose keys are in the
-//! order in which they are read. Events lie in [segments](super::codec) under the number of their last,
-//! so that the first segment at or after a cursor is the one that continues it. An ended run enters
+//! order in which they are read. What a commit brings for runs that emit little at a time goes into one row
+//! at the right edge of the [log](recent), so that ten words of ten runs dirty one path of pages and
+//! not ten; when a run has enough there, or ends, it moves on to [segments](super::codec) under the number of
+//! their last event, so that the first segment at or after a cursor is the one that continues it. What lies in the
+//! log is in memory too. A reader takes that first and its transaction after it, so that what a
+//! commit moves in between is in one of the two or in both. An ended run enters
 //! `ended`, which retention eats from its old end: a run is taken out of `runs` at once, and so
 //! gone for clients, while its segments and ids go over as many commits as it takes; `trimming` remembers
 //! where that stands.
@@ -13,9 +17,10 @@
 //! | table | key | value |
 //! | --- | --- | --- |
 //! | `meta` | name | number: `format`, `ended_bytes`, `trimmed_until_ms` |
-//! | `runs` | run | record, as JSON |
+//! | `runs` | run | record |
 //! | `unfinished` | run | |
 //! | `requests` | run | what resumption needs |
+//! | `log` | position | sections of many runs |
 //! | `events` | run, last number | segment |
 //! | `ids` | agent, instance, id | run, number |
 //! | `states` | agent, instance | document |
@@ -34,7 +39,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
 use ::redb::backends::FileBackend;
@@ -48,18 +53,19 @@ use super::codec::{Damaged, Segment};
 use super::{Committed, Event, Options, Pair, RunRecord, RunState, Store, StoreError, Submitted};
 use crate::id::{Cursor, InstanceKey, RunId, Seq};
 
+mod recent;
 mod tables;
+#[cfg(test)]
+pub(super) mod tests;
 
 pub use ::redb::StorageBackend;
 
+use self::recent::Recent;
 use self::tables::{
     ENDED, EVENTS, FORMAT, IDS, META, META_ENDED_BYTES, META_FORMAT, META_TRIMMED_UNTIL, RUNS,
-    Retention, STATES, STORAGE, TRIMMING, Tables, damaged, extent, number, pair, record,
+    Retention, STATES, STEP, STORAGE, TRIMMING, Tables, damaged, extent, millis, number, pair,
+    record,
 };
-
-/// Rows that one commit deletes for retention, or twice what it wrote if that is more: retention keeps up
-/// with any load, and a large run that goes never holds up a commit for long.
-const TRIM_STEP: usize = 64;
 
 /// Where redb keeps its bytes: something that makes a disk for it, again after each failure.
 #[derive(Clone)]
@@ -131,7 +137,32 @@ pub(super) struct RedbStore {
     retention: Retention,
     /// Locked for reading by each transaction for as long as it lasts, and for writing to exchange a database
     /// that has failed. None while there is none.
-    database: RwLock<Option<Database>>,
+    opened: RwLock<Option<Opened>>,
+}
+
+/// A database, and what goes with it: they change hands together.
+struct Opened {
+    database: Database,
+    /// Changed by the one writer only, after its commit.
+    memory: RwLock<Memory>,
+}
+
+/// What is known of the durable tables without looking.
+struct Memory {
+    recent: Recent,
+    /// From when on retention may have something to do, as far as no other run ends.
+    trim_ms: u64,
+}
+
+impl Opened {
+    fn new(database: Database) -> Result<Self, Error> {
+        let recent = Recent::load(&database.begin_read()?)?;
+        Ok(Self { database, memory: RwLock::new(Memory { recent, trim_ms: 0 }) })
+    }
+
+    fn memory(&self) -> RwLockReadGuard<'_, Memory> {
+        self.memory.read().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A run that the host's end cut off, and its request.
@@ -151,13 +182,18 @@ impl RedbStore {
                 age: options.limits.retain_for,
                 bytes: options.limits.retain_bytes,
             },
-            database: RwLock::new(None),
+            opened: RwLock::new(None),
         };
         let database = store.open_database()?;
         store.check_format(&database, true)?;
-        let interrupted = interrupt(&database).map_err(failed)?;
-        *store.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
+        let opened = Opened::new(database).map_err(failed)?;
+        let interrupted = interrupt(&opened).map_err(failed)?;
+        store.exchange(Some(opened));
         Ok((store, interrupted))
+    }
+
+    fn exchange(&self, opened: Option<Opened>) {
+        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
     }
 
     fn open_database(&self) -> Result<Database, StoreError> {
@@ -172,9 +208,7 @@ impl RedbStore {
         let transaction = database.begin_write().map_err(failed)?;
         let tables = transaction.list_tables().map_err(failed)?.count();
         if tables == 0 && may_be_new {
-            let mut tables = Tables::open(&transaction).map_err(failed)?;
-            tables.meta.insert(META_FORMAT, FORMAT).map_err(failed)?;
-            drop(tables);
+            Tables::new(&transaction).make().map_err(failed)?;
             return transaction.commit().map_err(failed);
         }
         let meta = transaction
@@ -190,35 +224,44 @@ impl RedbStore {
         }
     }
 
-    fn with_database<T>(
-        &self,
-        body: impl FnOnce(&Database) -> Result<T, Error>,
-    ) -> Result<T, StoreError> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database =
-            database.as_ref().ok_or_else(|| StoreError("the data file is not open".into()))?;
-        body(database).map_err(failed)
+    fn with<T>(&self, body: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, StoreError> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let opened =
+            opened.as_ref().ok_or_else(|| StoreError("the data file is not open".into()))?;
+        body(opened).map_err(failed)
     }
 
     fn read<T>(
         &self,
         body: impl FnOnce(&ReadTransaction) -> Result<T, Error>,
     ) -> Result<T, StoreError> {
-        self.with_database(|database| body(&database.begin_read()?))
+        self.with(|opened| body(&opened.database.begin_read()?))
     }
 }
 
 impl Store for RedbStore {
     fn commit(&self, turns: &[Submitted], now: SystemTime) -> Result<Committed, StoreError> {
-        self.with_database(|database| {
-            let transaction = database.begin_write()?;
-            let mut tables = Tables::open(&transaction)?;
-            let written = tables.apply(turns, now)?;
-            let budget = TRIM_STEP.max(2 * written);
-            let committed = tables.trim(self.retention, now, budget)?;
+        self.with(|opened| {
+            let transaction = opened.database.begin_write()?;
+            let mut tables = Tables::new(&transaction);
+            let memory = opened.memory();
+            let applied = tables.apply(turns, &memory.recent, now)?;
+            let trimmed = if applied.ended || memory.trim_ms <= millis(now) {
+                let budget = STEP.max(2 * applied.written);
+                Some(tables.trim(self.retention, now, budget)?)
+            } else {
+                None
+            };
+            drop(memory);
             drop(tables);
             transaction.commit()?;
-            Ok(committed)
+            let mut memory = opened.memory.write().unwrap_or_else(PoisonError::into_inner);
+            memory.recent.apply(applied.change);
+            let trimmed_runs = trimmed.as_ref().map_or(0, |trimmed| trimmed.runs);
+            if let Some(trimmed) = trimmed {
+                memory.trim_ms = trimmed.next_ms;
+            }
+            Ok(Committed { trimmed_runs, trim_due: memory.trim_ms <= millis(now) })
         })
     }
 
@@ -241,24 +284,27 @@ impl Store for RedbStore {
         self.close();
         let database = self.open_database()?;
         self.check_format(&database, false)?;
-        *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
+        self.exchange(Some(Opened::new(database).map_err(failed)?));
         Ok(())
     }
 
     fn close(&self) {
-        let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
-        drop(database);
+        self.exchange(None);
     }
 
     fn run(&self, run: RunId) -> Result<Option<RunRecord>, StoreError> {
-        self.read(|transaction| {
-            let runs = transaction.open_table(RUNS)?;
-            let Some(mut record) = record(&runs, run)? else {
+        self.with(|opened| {
+            let last = opened.memory().recent.live(run).map(|live| live.last);
+            let transaction = opened.database.begin_read()?;
+            let Some(mut record) = record(&transaction.open_table(RUNS)?, run)? else {
                 return Ok(None);
             };
             if !record.state.is_final() {
-                let events = transaction.open_table(EVENTS)?;
-                (record.last, _) = extent(&events, run, Seq(u64::MAX))?;
+                record.last = match last {
+                    Some(last) => last,
+                    // It has begun between the two looks.
+                    None => extent(&transaction.open_table(EVENTS)?, run)?.0,
+                };
             }
             Ok(Some(record))
         })
@@ -270,28 +316,31 @@ impl Store for RedbStore {
         after: Seq,
         max_bytes: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError> {
-        self.read(|transaction| {
-            let events = transaction.open_table(EVENTS)?;
-            let mut page = Vec::new();
-            let mut bytes = 0;
-            let from = after.0.saturating_add(1);
-            for row in events.range((run.as_u128(), from)..=(run.as_u128(), u64::MAX))? {
-                let (key, value) = row?;
-                let segment = Segment::open(Seq(key.value().1), value.value()).map_err(damaged)?;
-                for stored in segment {
-                    let stored = stored.map_err(damaged)?;
-                    if stored.seq <= after {
-                        continue;
+        self.with(|opened| {
+            let recent = opened.memory().recent.after(run, after);
+            let mut page = Page { events: Vec::new(), bytes: 0, max_bytes, last: after };
+            let continues = recent.first().is_some_and(|first| first.seq == after.next());
+            if !continues {
+                let transaction = opened.database.begin_read()?;
+                let events = transaction.open_table(EVENTS)?;
+                let from = after.0.saturating_add(1);
+                for row in events.range((run.as_u128(), from)..=(run.as_u128(), u64::MAX))? {
+                    let (key, value) = row?;
+                    let last = Seq(key.value().1);
+                    for stored in Segment::open(last, value.value()).map_err(damaged)? {
+                        let stored = stored.map_err(damaged)?;
+                        if stored.seq > page.last && !page.take(stored.to_event()) {
+                            return Ok(page.events);
+                        }
                     }
-                    let event = stored.to_event();
-                    bytes += event.size();
-                    if bytes > max_bytes && !page.is_empty() {
-                        return Ok(page);
-                    }
-                    page.push(event);
                 }
             }
-            Ok(page)
+            for event in recent {
+                if event.seq > page.last && !page.take(event) {
+                    break;
+                }
+            }
+            Ok(page.events)
         })
     }
 
@@ -363,18 +412,41 @@ impl Store for RedbStore {
     }
 }
 
+/// A page that is being filled.
+struct Page {
+    events: Vec<Arc<Event>>,
+    bytes: usize,
+    max_bytes: usize,
+    last: Seq,
+}
+
+impl Page {
+    /// Takes the event that comes next, if there is room or nothing yet.
+    fn take(&mut self, event: Arc<Event>) -> bool {
+        self.bytes += event.size();
+        let fits = self.bytes <= self.max_bytes || self.events.is_empty();
+        if fits {
+            self.last = event.seq;
+            self.events.push(event);
+        }
+        fits
+    }
+}
+
 /// Counts an interruption of each run that was `running`, and returns all runs that are not over.
-fn interrupt(database: &Database) -> Result<Vec<Interrupted>, Error> {
-    let transaction = database.begin_write()?;
-    let mut tables = Tables::open(&transaction)?;
+fn interrupt(opened: &Opened) -> Result<Vec<Interrupted>, Error> {
+    let transaction = opened.database.begin_write()?;
+    let mut tables = Tables::new(&transaction);
+    let memory = opened.memory();
     let mut unfinished = Vec::new();
-    for row in tables.unfinished.iter()? {
+    for row in tables.unfinished.open()?.iter()? {
         unfinished.push(RunId::from_u128(row?.0.value()));
     }
     let mut interrupted = Vec::new();
     for run in unfinished {
-        let mut record = record(&tables.runs, run)?.ok_or_else(|| damaged(Damaged))?;
-        (record.last, _) = extent(&tables.events, run, Seq(u64::MAX))?;
+        let record = record(tables.runs.open()?, run)?;
+        let mut record = record.ok_or_else(|| damaged(Damaged))?;
+        record.last = memory.recent.live(run).map_or(Seq::ZERO, |live| live.last);
         if record.state == RunState::Running {
             let moved = record.last > record.interrupted_at;
             record.interruptions = if moved { 1 } else { record.interruptions + 1 };
@@ -382,7 +454,7 @@ fn interrupt(database: &Database) -> Result<Vec<Interrupted>, Error> {
             record.state = RunState::Interrupted;
             tables.put(&record)?;
         }
-        let request = tables.requests.get(run.as_u128())?;
+        let request = tables.requests.open()?.get(run.as_u128())?;
         let request = request.map(|request| Bytes::copy_from_slice(request.value()));
         interrupted.push((record, request));
     }
@@ -397,117 +469,4 @@ fn interrupt(database: &Database) -> Result<Vec<Interrupted>, Error> {
 
 fn failed(error: impl Into<Error>) -> StoreError {
     StoreError(error.into().to_string())
-}
-
-#[cfg(test)]
-pub(super) mod tests {
-    //! What only one who knows the tables can make or see.
-
-    use std::collections::BTreeSet;
-    use std::time::Duration;
-
-    use super::*;
-
-    pub(in super::super) fn make_foreign(file: &Path) {
-        let database = Database::create(file).unwrap();
-        let transaction = database.begin_write().unwrap();
-        transaction.open_table(STATES).unwrap();
-        transaction.commit().unwrap();
-    }
-
-    pub(in super::super) fn make_newer(file: &Path) {
-        let database = Database::create(file).unwrap();
-        let transaction = database.begin_write().unwrap();
-        let mut meta = transaction.open_table(META).unwrap();
-        meta.insert(META_FORMAT, FORMAT + 1).unwrap();
-        drop(meta);
-        transaction.commit().unwrap();
-    }
-
-    /// The bytes that each ended run counts.
-    pub(in super::super) fn ended_bytes(store: &RedbStore) -> Vec<u64> {
-        let read = store.read(|transaction| {
-            let ended = transaction.open_table(ENDED)?;
-            let rows = ended.iter()?.map(|row| Ok(row?.1.value()));
-            rows.collect()
-        });
-        read.unwrap()
-    }
-
-    /// The bytes that all of them count.
-    pub(in super::super) fn total_ended_bytes(store: &RedbStore) -> u64 {
-        let read = store.read(|transaction| {
-            let meta = transaction.open_table(META)?;
-            number(&meta, META_ENDED_BYTES)
-        });
-        read.unwrap()
-    }
-
-    fn in_memory() -> RedbStore {
-        RedbStore {
-            backend: Backend::new(|| Ok(::redb::backends::InMemoryBackend::new())),
-            file: PathBuf::new(),
-            cache_bytes: 1 << 20,
-            retention: Retention { age: Duration::MAX, bytes: u64::MAX },
-            database: RwLock::new(None),
-        }
-    }
-
-    type Name = (String, String, String);
-
-    proptest::proptest! {
-        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn keys_are_in_the_order_of_what_they_stand_for(
-            events: BTreeSet<(u128, u64)>,
-            names: BTreeSet<Name>,
-        ) {
-            let store = in_memory();
-            let database = store.open_database().unwrap();
-            store.check_format(&database, true).unwrap();
-            let transaction = database.begin_write().unwrap();
-            let mut tables = Tables::open(&transaction).unwrap();
-            // From the far end, so that the order cannot be that of coming.
-            for key in events.iter().rev() {
-                tables.events.insert(*key, &[][..]).unwrap();
-            }
-            for (agent, instance, key) in names.iter().rev() {
-                tables.storage.insert((&**agent, &**instance, &**key), &[][..]).unwrap();
-            }
-            let sorted = tables.events.iter().unwrap().map(|row| row.unwrap().0.value());
-            proptest::prop_assert!(sorted.eq(events));
-            let sorted = tables.storage.iter().unwrap().map(|row| {
-                let key = row.unwrap().0;
-                let (agent, instance, key) = key.value();
-                (agent.to_owned(), instance.to_owned(), key.to_owned())
-            });
-            proptest::prop_assert!(sorted.eq(names));
-        }
-    }
-
-    #[test]
-    fn keys_sort_as_what_they_stand_for() {
-        let store = in_memory();
-        let database = store.open_database().unwrap();
-        store.check_format(&database, true).unwrap();
-        let transaction = database.begin_write().unwrap();
-        let mut tables = Tables::open(&transaction).unwrap();
-        let mut keys = Vec::new();
-        for run in [0, 1, 255, 256, 1 << 64, u128::MAX] {
-            for seq in [1, 2, 255, 256, 1 << 32, u64::MAX] {
-                keys.push((run, seq));
-                tables.events.insert((run, seq), &[][..]).unwrap();
-                tables.ended.insert((seq, run), 0).unwrap();
-            }
-        }
-        let sorted = tables.events.iter().unwrap();
-        let sorted: Vec<_> = sorted.map(|row| row.unwrap().0.value()).collect();
-        assert_eq!(sorted, keys);
-        keys.sort_by_key(|(run, seq)| (*seq, *run));
-        let sorted = tables.ended.iter().unwrap();
-        let sorted: Vec<_> = sorted.map(|row| row.unwrap().0.value()).collect();
-        let swapped = sorted.into_iter().map(|(seq, run)| (run, seq));
-        assert!(swapped.eq(keys));
-    }
 }

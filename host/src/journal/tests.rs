@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::codec::{Segment, decode_run, encode_run, encode_segment, split};
+use super::codec::{
+    Segment, decode_row, decode_run, encode_run, encode_sections, encode_segment, split,
+};
 use super::redb::RedbStore;
 use super::tail::{Following, Gauge, Limits, Seat};
 use super::testing::*;
@@ -125,7 +127,7 @@ async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
     super::redb::tests::make_foreign(&directory.path().join("foreign"));
     assert!(refused("foreign").ends_with("is not a journal"));
     super::redb::tests::make_newer(&directory.path().join("newer"));
-    assert!(refused("newer").contains("is a journal of format 2"));
+    assert!(refused("newer").contains("is a journal of format 3"));
 
     // What a crash leaves of a file that was being made is no hindrance.
     fs::write(directory.path().join("half.new"), "x").unwrap();
@@ -519,6 +521,27 @@ async fn retention_goes_in_bounded_steps_and_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn retention_by_age_goes_on_when_no_run_ends() {
+    let age = Duration::from_secs(10);
+    let options = within(JournalLimits { retain_for: age, ..limits() });
+    let (store, _) = RedbStore::open(Disk::default().backend(), &options).unwrap();
+    let elsewhere = open(&Disk::default(), options);
+    let lane = elsewhere.lane(instance("a"));
+    let tail = elsewhere.tail(lane.instance(), RunId::generate());
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    let commit = |write, now| {
+        let turn = Turn(write);
+        let submitted = [Submitted { lane: Arc::clone(&lane), number: 1, turn }];
+        store.commit(&submitted, now).unwrap()
+    };
+    let state = || vec![Write::State("{}".into())];
+    commit(vec![start(&tail), end(&tail)], now);
+    assert_eq!(commit(state(), now + age).trimmed_runs, 0);
+    assert_eq!(commit(state(), now + age + Duration::from_millis(1)).trimmed_runs, 1);
+    assert_eq!(store.run(tail.run()).unwrap(), None);
+}
+
+#[tokio::test]
 async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
     let options = within(JournalLimits { retain_bytes: 2000, ..limits() });
     let journal = open(&Disk::default(), options);
@@ -580,6 +603,37 @@ proptest! {
     }
 
     #[test]
+    fn rows_of_the_log_round_trip(
+        sections in proptest::collection::vec(
+            (any::<u128>(), 1..1_000_000_u64, proptest::collection::vec((0..3_u64, text(), ".{0,40}"), 1..9)),
+            1..9,
+        ),
+        cut in 0.0..1.0_f64,
+        flip in any::<u8>(),
+    ) {
+        let mut row = Vec::new();
+        let mut all = Vec::new();
+        for (run, mut seq, texts) in sections {
+            let mut events = Vec::new();
+            for (gap, id, data) in texts {
+                seq += 1 + gap;
+                events.push(Arc::new(Event::new(Seq(seq), None, id, data)));
+            }
+            let run = RunId::from_u128(run);
+            encode_sections(&mut row, run, &events);
+            all.extend(events.into_iter().map(|event| (run, event)));
+        }
+        prop_assert_eq!(decode_row(&row).unwrap(), all);
+
+        let at = (cut * row.len() as f64) as usize;
+        let _ = decode_row(&row[..at]);
+        prop_assert!(decode_row(&row[..row.len() - 1]).is_err());
+        prop_assert!(decode_row(&[&[row[0] + 1], &row[1..]].concat()).is_err());
+        row[at] ^= flip;
+        let _ = decode_row(&row);
+    }
+
+    #[test]
     fn run_records_round_trip(
         name in "[^\\p{C}]{1,40}",
         state in 0..5_usize,
@@ -607,7 +661,10 @@ proptest! {
             interruptions,
             interrupted_at: Seq(interrupted_at),
         };
-        prop_assert_eq!(decode_run(record.run, &encode_run(&record)).unwrap(), record);
+        let bytes = encode_run(&record);
+        prop_assert!(decode_run(record.run, &bytes[..bytes.len() - 1]).is_err());
+        prop_assert!(decode_run(record.run, &[&[bytes[0] + 1], &bytes[1..]].concat()).is_err());
+        prop_assert_eq!(decode_run(record.run, &bytes).unwrap(), record);
     }
 }
 

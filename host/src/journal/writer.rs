@@ -22,6 +22,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
@@ -161,6 +162,8 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Waiting {
     turns: VecDeque<Submitted>,
+    /// The writer waits, and no one has woken it yet: a wake-up is a system call, which not each turn need make.
+    idle: bool,
     closed: bool,
 }
 
@@ -174,7 +177,9 @@ impl Queue {
         if !waiting.closed {
             let lane = Arc::clone(lane);
             waiting.turns.push_back(Submitted { lane, number, turn });
-            self.filled.notify_one();
+            if mem::take(&mut waiting.idle) {
+                self.filled.notify_one();
+            }
         }
         number
     }
@@ -187,12 +192,14 @@ impl Queue {
 
     /// The next batch. An empty one after `patience`; none when the queue is closed and empty.
     fn take(&self, patience: Duration) -> Option<Vec<Submitted>> {
-        let waiting = lock(&self.inner);
-        let idle = |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.closed;
+        let mut waiting = lock(&self.inner);
+        waiting.idle = true;
+        let empty = |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.closed;
         let (mut waiting, _) = self
             .filled
-            .wait_timeout_while(waiting, patience, idle)
+            .wait_timeout_while(waiting, patience, empty)
             .unwrap_or_else(PoisonError::into_inner);
+        waiting.idle = false;
         if waiting.closed && waiting.turns.is_empty() {
             return None;
         }

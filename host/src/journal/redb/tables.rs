@@ -2,21 +2,25 @@
 //!
 //! A batch of turns is applied by [`Tables::apply`], whose every write is a put or a delete that changes nothing when it
 //! is done twice; [`Tables::trim`] then lets go a bounded number of rows of what retention no longer keeps. Both
-//! belong to the caller's transaction. The cost is one row per active run of the batch, and one per state, value and end.
+//! belong to the caller's transaction. The cost is one row for all that goes to the log, and one per segment, state, value
+//! and end. A table that a commit does not need is not opened, as that has a cost of its own.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::redb::{Error, ReadableTable, Table, TableDefinition, WriteTransaction};
+use ::redb::{Error, Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 
 use super::super::codec::{Damaged, Segment, decode_run, encode_run, encode_segment, split};
-use super::super::{Committed, Event, Outcome, RunRecord, RunState, Submitted, Tail, Write};
+use super::super::{Event, Outcome, RunRecord, RunState, Submitted, Tail, Write};
+use super::recent::{Change, Live, Recent, enough};
 use crate::id::{Digest, InstanceKey, RunId, Seq};
 
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 pub(super) const RUNS: TableDefinition<u128, &[u8]> = TableDefinition::new("runs");
 pub(super) const UNFINISHED: TableDefinition<u128, ()> = TableDefinition::new("unfinished");
 pub(super) const REQUESTS: TableDefinition<u128, &[u8]> = TableDefinition::new("requests");
+pub(super) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 pub(super) const EVENTS: TableDefinition<(u128, u64), &[u8]> = TableDefinition::new("events");
 pub(super) const IDS: TableDefinition<(&str, &str, &str), (u128, u64)> =
     TableDefinition::new("ids");
@@ -27,13 +31,17 @@ pub(super) const ENDED: TableDefinition<(u64, u128), u64> = TableDefinition::new
 pub(super) const TRIMMING: TableDefinition<u128, (&str, &str)> = TableDefinition::new("trimming");
 
 /// The layout above. Another one gets another number, and a file is only read by who knows its number.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_ENDED_BYTES: &str = "ended_bytes";
 pub(super) const META_TRIMMED_UNTIL: &str = "trimmed_until_ms";
 
 /// What an ended run counts beyond its events, so that a flood of runs without any is trimmed too.
 pub(super) const RUN_OVERHEAD: u64 = 512;
+
+/// Steps that one commit takes to clear the log, and rows that it deletes for retention, or twice what it
+/// wrote if that is more: both keep up with any load, and neither ever holds up a commit for long.
+pub(super) const STEP: usize = 64;
 
 /// Which ended runs go.
 #[derive(Clone, Copy)]
@@ -47,90 +55,179 @@ impl Retention {
         let age_ms = millis(now).saturating_sub(oldest_ended_ms);
         ended_bytes > self.bytes || u128::from(age_ms) > self.age.as_millis()
     }
+
+    /// When a run that ended then is too old.
+    fn due_ms(&self, ended_ms: u64) -> u64 {
+        let age_ms = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX);
+        ended_ms.saturating_add(age_ms).saturating_add(1)
+    }
 }
 
-/// Everything, open for writing.
+/// What a step of retention did.
+pub(super) struct Trimmed {
+    /// The runs that it took from what clients can see.
+    pub(super) runs: u64,
+    /// From when on there is more to do, as far as no other run ends.
+    pub(super) next_ms: u64,
+}
+
+/// Everything, for writing.
 pub(super) struct Tables<'t> {
-    pub(super) meta: Table<'t, &'static str, u64>,
-    pub(super) runs: Table<'t, u128, &'static [u8]>,
-    pub(super) unfinished: Table<'t, u128, ()>,
-    pub(super) requests: Table<'t, u128, &'static [u8]>,
-    pub(super) events: Table<'t, (u128, u64), &'static [u8]>,
-    pub(super) ids: Table<'t, (&'static str, &'static str, &'static str), (u128, u64)>,
-    pub(super) states: Table<'t, (&'static str, &'static str), &'static str>,
-    pub(super) storage: Table<'t, (&'static str, &'static str, &'static str), &'static [u8]>,
-    pub(super) ended: Table<'t, (u64, u128), u64>,
-    pub(super) trimming: Table<'t, u128, (&'static str, &'static str)>,
+    pub(super) meta: Lazy<'t, &'static str, u64>,
+    pub(super) runs: Lazy<'t, u128, &'static [u8]>,
+    pub(super) unfinished: Lazy<'t, u128, ()>,
+    pub(super) requests: Lazy<'t, u128, &'static [u8]>,
+    pub(super) log: Lazy<'t, u64, &'static [u8]>,
+    pub(super) events: Lazy<'t, (u128, u64), &'static [u8]>,
+    pub(super) ids: Lazy<'t, (&'static str, &'static str, &'static str), (u128, u64)>,
+    pub(super) states: Lazy<'t, (&'static str, &'static str), &'static str>,
+    pub(super) storage: Lazy<'t, (&'static str, &'static str, &'static str), &'static [u8]>,
+    pub(super) ended: Lazy<'t, (u64, u128), u64>,
+    pub(super) trimming: Lazy<'t, u128, (&'static str, &'static str)>,
+}
+
+/// What came of a batch.
+pub(super) struct Applied {
+    /// What is to be done in memory when the batch is durable.
+    pub(super) change: Change,
+    /// How many runs and segments were written.
+    pub(super) written: usize,
+    /// Whether a run ended.
+    pub(super) ended: bool,
+}
+
+/// A table that is opened when it is first needed.
+pub(super) struct Lazy<'t, K: Key + 'static, V: Value + 'static> {
+    transaction: &'t WriteTransaction,
+    definition: TableDefinition<'static, K, V>,
+    table: Option<Table<'t, K, V>>,
+}
+
+impl<'t, K: Key + 'static, V: Value + 'static> Lazy<'t, K, V> {
+    fn new(transaction: &'t WriteTransaction, definition: TableDefinition<'static, K, V>) -> Self {
+        Self { transaction, definition, table: None }
+    }
+
+    pub(super) fn open(&mut self) -> Result<&mut Table<'t, K, V>, Error> {
+        match &mut self.table {
+            Some(table) => Ok(table),
+            none => Ok(none.insert(self.transaction.open_table(self.definition)?)),
+        }
+    }
+}
+
+/// What a batch has for one run.
+#[derive(Default)]
+struct Part<'a> {
+    /// The run was not on record before, so no table has anything of it.
+    new: bool,
+    /// The run must leave the log.
+    due: bool,
+    events: Vec<Arc<Event>>,
+    outcome: Option<&'a Outcome>,
 }
 
 impl<'t> Tables<'t> {
-    pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, Error> {
-        Ok(Self {
-            meta: transaction.open_table(META)?,
-            runs: transaction.open_table(RUNS)?,
-            unfinished: transaction.open_table(UNFINISHED)?,
-            requests: transaction.open_table(REQUESTS)?,
-            events: transaction.open_table(EVENTS)?,
-            ids: transaction.open_table(IDS)?,
-            states: transaction.open_table(STATES)?,
-            storage: transaction.open_table(STORAGE)?,
-            ended: transaction.open_table(ENDED)?,
-            trimming: transaction.open_table(TRIMMING)?,
-        })
+    pub(super) fn new(transaction: &'t WriteTransaction) -> Self {
+        Self {
+            meta: Lazy::new(transaction, META),
+            runs: Lazy::new(transaction, RUNS),
+            unfinished: Lazy::new(transaction, UNFINISHED),
+            requests: Lazy::new(transaction, REQUESTS),
+            log: Lazy::new(transaction, LOG),
+            events: Lazy::new(transaction, EVENTS),
+            ids: Lazy::new(transaction, IDS),
+            states: Lazy::new(transaction, STATES),
+            storage: Lazy::new(transaction, STORAGE),
+            ended: Lazy::new(transaction, ENDED),
+            trimming: Lazy::new(transaction, TRIMMING),
+        }
     }
 
-    /// Applies turns, and returns how many segments and ends it wrote. Whatever an earlier attempt at the same
-    /// turns wrote, it replaces.
-    pub(super) fn apply(&mut self, turns: &[Submitted], now: SystemTime) -> Result<usize, Error> {
-        let mut written = 0;
-        let mut events: BTreeMap<RunId, Vec<&Event>> = BTreeMap::new();
-        let mut ends: Vec<(&Tail, &Outcome)> = Vec::new();
+    /// Makes all tables, so that those who read find them.
+    pub(super) fn make(&mut self) -> Result<(), Error> {
+        self.meta.open()?.insert(META_FORMAT, FORMAT)?;
+        self.runs.open()?;
+        self.unfinished.open()?;
+        self.requests.open()?;
+        self.log.open()?;
+        self.events.open()?;
+        self.ids.open()?;
+        self.states.open()?;
+        self.storage.open()?;
+        self.ended.open()?;
+        self.trimming.open()?;
+        Ok(())
+    }
+
+    /// Applies turns. Whatever an earlier attempt at the same turns wrote, it replaces or leaves as it is.
+    pub(super) fn apply(
+        &mut self,
+        turns: &[Submitted],
+        recent: &Recent,
+        now: SystemTime,
+    ) -> Result<Applied, Error> {
+        let mut parts: BTreeMap<RunId, Part> = BTreeMap::new();
         for submitted in turns {
             let (agent, name) = pair(submitted.lane.instance());
             for write in &submitted.turn.0 {
                 match write {
                     Write::Start { tail, module, request } => {
-                        self.start(tail, *module, request.as_deref(), now)?
+                        let new = self.start(tail, *module, request.as_deref(), now)?;
+                        parts.entry(tail.run()).or_default().new |= new;
                     }
                     Write::Event { tail, event } => {
                         if let Some(id) = &event.id {
                             let place = (tail.run().as_u128(), event.seq.0);
-                            self.ids.insert((agent, name, &**id), place)?;
+                            self.ids.open()?.insert((agent, name, &**id), place)?;
                         }
-                        events.entry(tail.run()).or_default().push(event);
+                        parts.entry(tail.run()).or_default().events.push(Arc::clone(event));
                     }
-                    Write::End { tail, outcome } => ends.push((tail, outcome)),
+                    Write::End { tail, outcome } => {
+                        parts.entry(tail.run()).or_default().outcome = Some(outcome);
+                    }
                     Write::State(document) => {
-                        self.states.insert((agent, name), &**document)?;
+                        self.states.open()?.insert((agent, name), &**document)?;
                     }
                     Write::Storage { key, value: Some(value) } => {
-                        self.storage.insert((agent, name, &**key), &**value)?;
+                        self.storage.open()?.insert((agent, name, &**key), &**value)?;
                     }
                     Write::Storage { key, value: None } => {
-                        self.storage.remove((agent, name, &**key))?;
+                        self.storage.open()?.remove((agent, name, &**key))?;
                     }
                 }
             }
         }
-        for (run, events) in events {
-            written += self.append(run, &events)?;
+        let (mut change, due) = recent.change(STEP.max(2 * parts.len()));
+        for run in due {
+            parts.entry(run).or_default().due = true;
         }
-        written += ends.len();
-        for (tail, outcome) in ends {
-            self.end(tail.run(), outcome, now)?;
+        let (mut written, mut ended) = (0, false);
+        for (run, part) in parts {
+            written += 1;
+            ended |= part.outcome.is_some();
+            written += self.advance(run, part, recent, &mut change, now)?;
         }
-        Ok(written)
+        for (position, row) in change.rows() {
+            self.log.open()?.insert(position, row)?;
+        }
+        for position in recent.cleared(&change) {
+            self.log.open()?.remove(position)?;
+        }
+        Ok(Applied { change, written, ended })
     }
 
+    /// Puts a run on record, and returns whether it was not.
     fn start(
         &mut self,
         tail: &Tail,
         module: Digest,
         request: Option<&[u8]>,
         now: SystemTime,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let run = tail.run();
-        let known = record(&self.runs, run)?;
+        let known = record(self.runs.open()?, run)?;
+        let new = known.is_none();
         let record = RunRecord {
             module,
             state: RunState::Running,
@@ -148,67 +245,112 @@ impl<'t> Tables<'t> {
             })
         };
         self.put(&record)?;
-        self.unfinished.insert(run.as_u128(), ())?;
+        self.unfinished.open()?.insert(run.as_u128(), ())?;
         if let Some(request) = request {
-            self.requests.insert(run.as_u128(), request)?;
+            self.requests.open()?.insert(run.as_u128(), request)?;
         }
-        Ok(())
+        Ok(new)
     }
 
-    fn append(&mut self, run: RunId, events: &[&Event]) -> Result<usize, Error> {
+    /// Takes a run further, and returns how many segments that took.
+    fn advance(
+        &mut self,
+        run: RunId,
+        mut part: Part<'_>,
+        recent: &Recent,
+        change: &mut Change,
+        now: SystemTime,
+    ) -> Result<usize, Error> {
+        let unknown;
+        let live = match recent.live(run) {
+            Some(live) => live,
+            None => {
+                let (last, bytes) = if part.new {
+                    (Seq::ZERO, 0)
+                } else if record(self.runs.open()?, run)?.is_some() {
+                    extent(self.events.open()?, run)?
+                } else {
+                    // Retention deleted it, by an earlier attempt at this batch.
+                    tracing::warn!(%run, "a run goes on that is not on record");
+                    return Ok(0);
+                };
+                change.store(run, last, bytes);
+                unknown = Live::stored(last, bytes);
+                &unknown
+            }
+        };
+        // An earlier attempt at this batch may have brought them already.
+        part.events.retain(|event| event.seq > live.last);
+        let size = part.events.iter().map(|event| event.size()).sum::<usize>();
         let mut segments = 0;
-        for events in split(events) {
-            let (Some(first), Some(last)) = (events.first(), events.last()) else {
-                continue;
-            };
-            let (_, before) = extent(&self.events, run, Seq(first.seq.0.saturating_sub(1)))?;
-            let segment = encode_segment(events, before);
-            self.events.insert((run.as_u128(), last.seq.0), &*segment)?;
-            segments += 1;
+        let mut segment_bytes = live.segment_bytes;
+        let last = part.events.last().map_or(live.last, |event| event.seq);
+        if part.due || part.outcome.is_some() || live.size + size >= enough(run) {
+            let events: Vec<&Event> =
+                live.events.iter().chain(&part.events).map(|event| &**event).collect();
+            for events in split(&events) {
+                let Some(last) = events.last() else { continue };
+                let segment = encode_segment(events, segment_bytes);
+                segment_bytes += segment.len() as u64;
+                self.events.open()?.insert((run.as_u128(), last.seq.0), &*segment)?;
+                segments += 1;
+            }
+            change.store(run, last, segment_bytes);
+        } else if !part.events.is_empty() {
+            change.log(run, part.events);
+        }
+        if let Some(outcome) = part.outcome {
+            self.end(run, outcome, (last, segment_bytes), now)?;
+            change.end(run);
         }
         Ok(segments)
     }
 
-    fn end(&mut self, run: RunId, outcome: &Outcome, now: SystemTime) -> Result<(), Error> {
-        let Some(mut record) = record(&self.runs, run)? else {
-            tracing::error!(%run, "a run has ended that never started");
-            return Ok(());
-        };
-        let mut ended_bytes = number(&self.meta, META_ENDED_BYTES)?;
+    fn end(
+        &mut self,
+        run: RunId,
+        outcome: &Outcome,
+        (last, segment_bytes): (Seq, u64),
+        now: SystemTime,
+    ) -> Result<(), Error> {
+        let record = record(self.runs.open()?, run)?;
+        let mut record = record.ok_or_else(|| damaged(Damaged))?;
+        let ended_table = self.ended.open()?;
+        let meta = self.meta.open()?;
+        let mut ended_bytes = number(meta, META_ENDED_BYTES)?;
         // An earlier attempt may have ended it, at another time.
         if let Some(ended_ms) = record.ended_ms {
-            let replaced = self.ended.remove((ended_ms, run.as_u128()))?;
+            let replaced = ended_table.remove((ended_ms, run.as_u128()))?;
             ended_bytes -= replaced.map_or(0, |bytes| bytes.value().min(ended_bytes));
         }
-        let (last, bytes) = extent(&self.events, run, Seq(u64::MAX))?;
-        let bytes = bytes + RUN_OVERHEAD;
+        let bytes = segment_bytes + RUN_OVERHEAD;
+        ended_table.insert((millis(now), run.as_u128()), bytes)?;
+        meta.insert(META_ENDED_BYTES, ended_bytes + bytes)?;
         record.last = last;
         record.state = outcome.state;
         record.code = outcome.code.clone();
         record.ended_ms = Some(millis(now));
         self.put(&record)?;
-        self.unfinished.remove(run.as_u128())?;
-        self.requests.remove(run.as_u128())?;
-        self.ended.insert((millis(now), run.as_u128()), bytes)?;
-        self.meta.insert(META_ENDED_BYTES, ended_bytes + bytes)?;
+        self.unfinished.open()?.remove(run.as_u128())?;
+        self.requests.open()?.remove(run.as_u128())?;
         Ok(())
     }
 
     pub(super) fn put(&mut self, record: &RunRecord) -> Result<(), Error> {
-        self.runs.insert(record.run.as_u128(), &*encode_run(record))?;
+        self.runs.open()?.insert(record.run.as_u128(), &*encode_run(record))?;
         Ok(())
     }
 
-    /// Deletes about `budget` rows of runs that retention lets go.
+    /// Deletes about `budget` rows of runs that retention lets go, and says when there is more to do.
     pub(super) fn trim(
         &mut self,
         retention: Retention,
         now: SystemTime,
         mut budget: usize,
-    ) -> Result<Committed, Error> {
+    ) -> Result<Trimmed, Error> {
         let mut trimmed_runs = 0;
         while budget > 0 {
-            let run = self.trimming.first()?.map(|(run, _)| run.value());
+            let run = self.trimming.open()?.first()?.map(|(run, _)| run.value());
             if let Some(run) = run {
                 budget = self.delete_segments(RunId::from_u128(run), budget)?;
             } else if self.begin_trim(retention, now)? {
@@ -218,27 +360,33 @@ impl<'t> Tables<'t> {
                 break;
             }
         }
-        Ok(Committed { trimmed_runs, trim_due: budget == 0 })
+        let next_ms = if budget == 0 {
+            0
+        } else {
+            let oldest = self.ended.open()?.first()?.map(|(key, _)| key.value().0);
+            oldest.map_or(u64::MAX, |ended_ms| retention.due_ms(ended_ms))
+        };
+        Ok(Trimmed { runs: trimmed_runs, next_ms })
     }
 
     /// Takes the oldest ended run out of what clients can see, if it must go.
     fn begin_trim(&mut self, retention: Retention, now: SystemTime) -> Result<bool, Error> {
-        let oldest = self.ended.first()?;
+        let oldest = self.ended.open()?.first()?;
         let Some((key, bytes)) = oldest.map(|(key, bytes)| (key.value(), bytes.value())) else {
             return Ok(false);
         };
-        let ended_bytes = number(&self.meta, META_ENDED_BYTES)?;
+        let ended_bytes = number(self.meta.open()?, META_ENDED_BYTES)?;
         if !retention.is_due(key.0, ended_bytes, now) {
             return Ok(false);
         }
         let run = RunId::from_u128(key.1);
-        let record = record(&self.runs, run)?.ok_or_else(|| damaged(Damaged))?;
-        self.ended.remove(key)?;
-        self.runs.remove(run.as_u128())?;
-        self.trimming.insert(run.as_u128(), pair(&record.instance))?;
-        self.meta.insert(META_ENDED_BYTES, ended_bytes.saturating_sub(bytes))?;
-        let until = number(&self.meta, META_TRIMMED_UNTIL)?.max(run.timestamp_ms());
-        self.meta.insert(META_TRIMMED_UNTIL, until)?;
+        let record = record(self.runs.open()?, run)?.ok_or_else(|| damaged(Damaged))?;
+        self.ended.open()?.remove(key)?;
+        self.runs.open()?.remove(run.as_u128())?;
+        self.trimming.open()?.insert(run.as_u128(), pair(&record.instance))?;
+        self.meta.open()?.insert(META_ENDED_BYTES, ended_bytes.saturating_sub(bytes))?;
+        let until = number(self.meta.open()?, META_TRIMMED_UNTIL)?.max(run.timestamp_ms());
+        self.meta.open()?.insert(META_TRIMMED_UNTIL, until)?;
         Ok(true)
     }
 
@@ -246,29 +394,29 @@ impl<'t> Tables<'t> {
     /// is left of the budget.
     fn delete_segments(&mut self, run: RunId, mut budget: usize) -> Result<usize, Error> {
         let (agent, name) = {
-            let of = self.trimming.get(run.as_u128())?;
+            let of = self.trimming.open()?.get(run.as_u128())?;
             let of = of.ok_or_else(|| damaged(Damaged))?;
             let (agent, name) = of.value();
             (agent.to_owned(), name.to_owned())
         };
         let all = (run.as_u128(), 0)..=(run.as_u128(), u64::MAX);
         while budget > 0 {
-            let next = self.events.range(all.clone())?.next().transpose()?;
+            let next = self.events.open()?.range(all.clone())?.next().transpose()?;
             let Some((key, segment)) = next.map(|(key, row)| (key.value(), row.value().to_vec()))
             else {
-                self.trimming.remove(run.as_u128())?;
+                self.trimming.open()?.remove(run.as_u128())?;
                 return Ok(budget - 1);
             };
             for stored in Segment::open(Seq(key.1), &segment).map_err(damaged)? {
                 let stored = stored.map_err(damaged)?;
                 let Some(id) = stored.id else { continue };
                 let id = (&*agent, &*name, id);
-                let place = self.ids.get(id)?.map(|place| place.value());
+                let place = self.ids.open()?.get(id)?.map(|place| place.value());
                 if place == Some((run.as_u128(), stored.seq.0)) {
-                    self.ids.remove(id)?;
+                    self.ids.open()?.remove(id)?;
                 }
             }
-            self.events.remove(key)?;
+            self.events.open()?.remove(key)?;
             budget -= 1;
         }
         Ok(0)
@@ -292,14 +440,13 @@ pub(super) fn record(
     decode_run(run, row.value()).map(Some).map_err(damaged)
 }
 
-/// The last event of a run up to `until`, and the bytes of the run's segments to there.
+/// The last event of a run that is in a segment, and the bytes of the run's segments.
 pub(super) fn extent(
     events: &impl ReadableTable<(u128, u64), &'static [u8]>,
     run: RunId,
-    until: Seq,
 ) -> Result<(Seq, u64), Error> {
     let run = run.as_u128();
-    let last = events.range((run, 0)..=(run, until.0))?.next_back();
+    let last = events.range((run, 0)..=(run, u64::MAX))?.next_back();
     let Some((key, segment)) = last.transpose()? else {
         return Ok((Seq::ZERO, 0));
     };
