@@ -15,6 +15,7 @@ mod turns;
 mod faults;
 mod memory;
 mod floors;
+mod work;
 mod crash;
 mod reconnect;
 mod shutdown;

@@ -1,5 +1,6 @@
 //! What the tests have in common: guests to serve, hosts to serve them, and clients to read streams.
 
+mod allocations;
 mod client;
 mod disk;
 mod guests;
@@ -8,6 +9,7 @@ mod http;
 mod process;
 mod stream;
 
+pub use self::allocations::allocations;
 pub use self::disk::{Change, Disk, Fault};
 pub use self::guests::target;
 pub use self::host::{Started, TestHost};
