@@ -4,13 +4,14 @@
 //! of them may cost more than a bounded share, and nothing that a client or a handler does may end the process.
 //!
 //! **Mechanism.** One task accepts, one task per connection speaks HTTP/1.1 or HTTP/2 with prior knowledge, told
-//! apart by the first bytes. A wrapper of the socket puts two deadlines under the protocol, for those first bytes and for
-//! writes that do not move; hyper has the ones above it. Each request's handler is caught if it panics.
+//! apart by the first bytes, for which there is a deadline. A wrapper of the socket gives them to hyper with what follows
+//! them, and puts a deadline on writes that do not move; hyper has the others. Each request's handler is caught if it panics.
 //!
 //! **Limits.** All in [`HttpLimits`]. At the limit of connections accepting pauses, and clients wait in the
 //! kernel's queue; so do they while the process is out of file descriptors.
 //!
-//! **Cost.** A connection is a task, its buffers, which grow with use, and no timer while its writes move.
+//! **Cost.** A connection is a task of some 3 KiB, its buffers, which grow with use, and no timer while its writes move; what a
+//! handler needs goes when it has answered.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,13 +24,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::{Request, Response};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::accept::Accept;
 use super::problem::Problem;
@@ -63,7 +65,7 @@ where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let server = Arc::new(protocol(limits));
+    let server = Arc::new(Protocols::new(limits));
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = async {
@@ -94,26 +96,33 @@ where
     }
 }
 
-fn protocol(limits: &HttpLimits) -> auto::Builder<TokioExecutor> {
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.header_bytes);
-    server
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(limits.streams_per_connection)
-        .max_send_buf_size(STREAM_BUFFER)
-        .keep_alive_interval(limits.heartbeat)
-        .keep_alive_timeout(limits.heartbeat);
-    server
+/// The two protocols, with their limits.
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
+
+impl Protocols {
+    fn new(limits: &HttpLimits) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(limits.header_bytes);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .max_concurrent_streams(limits.streams_per_connection)
+            .max_send_buf_size(STREAM_BUFFER)
+            .keep_alive_interval(limits.heartbeat)
+            .keep_alive_timeout(limits.heartbeat);
+        Self { http1, http2 }
+    }
 }
 
 async fn connection<S, F>(
-    server: Arc<auto::Builder<TokioExecutor>>,
+    server: Arc<Protocols>,
     stream: TcpStream,
     service: S,
     limits: HttpLimits,
@@ -124,21 +133,47 @@ async fn connection<S, F>(
 {
     // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
     let _ = stream.set_nodelay(true);
+    let mut stream = Guarded::new(stream, limits.write_stall);
+    let opened = tokio::select! {
+        biased;
+        () = shutdown.drain.begun() => return,
+        opened = timeout(limits.header_timeout, stream.open()) => opened,
+    };
+    let version = match opened {
+        Ok(Ok(version)) => version,
+        Ok(Err(error)) => return tracing::debug!(%error, "a connection broke"),
+        Err(_) => return tracing::debug!("a client said nothing"),
+    };
     let retry = limits.retry;
     let service = service_fn(move |request| {
         let service = service.clone();
-        // Called inside the future, so that a panic before its first await is caught too.
-        let answer = AssertUnwindSafe(async move { service(request).await }).catch_unwind();
+        // Called inside the future, so that a panic before its first await is caught too; and in a box, which is
+        // gone when the answer is there, where hyper would keep its place for as long as the connection lives.
+        let answer = Box::pin(async move { service(request).await });
         async move {
-            let response = answer.await.unwrap_or_else(|_| {
+            let response = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!("a request's handler panicked");
                 Problem::Fault(Fault::Internal).response(Accept::ANY, retry)
             });
             Ok::<_, Infallible>(response)
         }
     });
-    let stream = Guarded::new(stream, &limits);
-    let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
+    let io = TokioIo::new(stream);
+    match version {
+        Version::Http1 => drive(server.http1.serve_connection(io, service), shutdown).await,
+        // The larger of the two, and the rarer.
+        Version::Http2 => {
+            Box::pin(drive(server.http2.serve_connection(io, service), shutdown)).await;
+        }
+    }
+}
+
+/// Serves a connection to its end, or to that of the host.
+async fn drive<C>(connection: C, shutdown: Shutdown)
+where
+    C: GracefulConnection<Error = hyper::Error>,
+{
+    let mut serving = pin!(connection);
     let served = tokio::select! {
         biased;
         () = shutdown.force.begun() => return,
@@ -159,21 +194,42 @@ async fn connection<S, F>(
 /// What an HTTP/2 connection with prior knowledge starts with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection with deadlines for what hyper sets none: the first bytes, by which the version is told, and a
-/// write that does not move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+/// A connection whose first bytes have been looked at, with a deadline for a write that does not move.
 struct Guarded<T> {
     io: T,
-    /// How many bytes of the preface have come, and until when the rest may; `None` once the version can be told.
-    opening: Option<(usize, Pin<Box<Sleep>>)>,
+    /// The first bytes, and how many of them; none once they have been read on.
+    opening: ([u8; PREFACE.len()], usize),
     stall: Duration,
     /// When the write that is stuck becomes an error.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
+impl<T: AsyncRead + Unpin> Guarded<T> {
+    /// Waits for the first bytes, until they tell the version.
+    async fn open(&mut self) -> io::Result<Version> {
+        let (bytes, count) = &mut self.opening;
+        loop {
+            let new = self.io.read(&mut bytes[*count..]).await?;
+            *count += new;
+            if new == 0 || bytes[..*count] != PREFACE[..*count] {
+                return Ok(Version::Http1);
+            }
+            if *count == PREFACE.len() {
+                return Ok(Version::Http2);
+            }
+        }
+    }
+}
+
 impl<T> Guarded<T> {
-    fn new(io: T, limits: &HttpLimits) -> Self {
-        let opening = Some((0, Box::pin(sleep(limits.header_timeout))));
-        Self { io, opening, stall: limits.write_stall, stalled: None }
+    fn new(io: T, stall: Duration) -> Self {
+        Self { io, opening: ([0; PREFACE.len()], 0), stall, stalled: None }
     }
 
     /// Lets `written` through if it is ready or its deadline is still to come.
@@ -202,21 +258,20 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let start = buf.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        let Some((matched, deadline)) = &mut self.opening else {
-            return read;
-        };
-        if read.is_pending() {
-            return deadline.as_mut().poll(cx).map(|()| Err(timed_out("the client says nothing")));
+        let this = &mut *self;
+        let (bytes, count) = &mut this.opening;
+        if *count == 0 {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
         }
-        let new = &buf.filled()[start..];
-        *matched += new.len();
-        // Once the version can be told, hyper's own deadline for the head is set, or the keep-alive of HTTP/2.
-        if *matched >= PREFACE.len() || !PREFACE[..*matched].ends_with(new) {
-            self.opening = None;
+        let first = (*count).min(buf.remaining());
+        buf.put_slice(&bytes[..first]);
+        bytes.copy_within(first..*count, 0);
+        *count -= first;
+        // With what follows them, as a whole head makes one read. What else this read comes to, the next one finds too.
+        if *count == 0 && buf.remaining() > 0 {
+            let _ = Pin::new(&mut this.io).poll_read(cx, buf);
         }
-        read
+        Poll::Ready(Ok(()))
     }
 }
 

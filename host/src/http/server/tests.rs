@@ -174,7 +174,7 @@ async fn a_client_that_does_not_read_is_cut_and_its_body_dropped() {
 async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
     let limits = HttpLimits::default();
     let (client, mut far) = tokio::io::duplex(8);
-    let mut guarded = Guarded::new(client, &limits);
+    let mut guarded = Guarded::new(client, limits.write_stall);
     let start = Instant::now();
     guarded.write_all(&[0; 8]).await.unwrap();
     // A client that reads a little now and then, just in time, is slow but not stuck.
@@ -191,20 +191,39 @@ async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
     assert_eq!((error.kind(), start.elapsed()), (io::ErrorKind::TimedOut, limits.write_stall));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_short_request_is_not_taken_for_half_a_preface() {
-    let limits = HttpLimits::default();
-    for (start, patient) in
-        [(&b"P"[..], false), (&PREFACE[..23], false), (PREFACE, true), (b"POST", true)]
-    {
+    for (sent, version) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], Some(Version::Http1)),
+        (b"POST", Some(Version::Http1)),
+        (b"PRI * HTTP/1.1", Some(Version::Http1)),
+        (b"P", None),
+        (&PREFACE[..23], None),
+        (PREFACE, Some(Version::Http2)),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand more", Some(Version::Http2)),
+    ] {
         let (mut client, near) = tokio::io::duplex(64);
-        let mut guarded = Guarded::new(near, &limits);
-        client.write_all(start).await.unwrap();
-        let mut bytes = [0; 64];
-        assert_eq!(guarded.read(&mut bytes).await.unwrap(), start.len());
-        let more = timeout(limits.header_timeout * 2, guarded.read(&mut bytes)).await;
-        assert_eq!(more.is_err(), patient, "{start:?}");
+        let mut guarded = Guarded::new(near, Duration::MAX);
+        client.write_all(sent).await.unwrap();
+        let told = guarded.open().now_or_never().map(Result::unwrap);
+        assert_eq!(told, version, "{sent:?}");
+        if told.is_some() {
+            // All of it comes at once, however little room a first read has.
+            let mut bytes = [0; 64];
+            let few = guarded.read(&mut bytes[..3]).await.unwrap();
+            let rest = guarded.read(&mut bytes[few..]).await.unwrap();
+            assert_eq!(&bytes[..few + rest], sent);
+        }
     }
+}
+
+#[tokio::test]
+async fn a_client_that_says_half_a_preface_and_ends_is_let_go() {
+    let server = TestServer::ok(HttpLimits::default());
+    let mut stream = server.connect().await;
+    stream.write_all(&PREFACE[..10]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    rest(&mut stream).await;
 }
 
 #[tokio::test]
