@@ -216,6 +216,7 @@ impl Directory {
     }
 
     fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) -> Option<Hold> {
+        live.tidy();
         let slot = live.slots.get_mut(key)?;
         live.generations += 1;
         live.current += 1;
@@ -357,6 +358,17 @@ impl Live {
             }
         }
         None
+    }
+
+    /// Lets go of what stores that failed have left in the order of use, before it outgrows those that live.
+    fn tidy(&mut self) {
+        if self.seen.len() > 2 * self.current + 64 {
+            let slots = &self.slots;
+            self.seen.retain(|Reverse(seen)| {
+                let current = slots.get(&seen.key).and_then(|slot| slot.current.as_ref());
+                current.is_some_and(|current| current.generation == seen.generation)
+            });
+        }
     }
 
     fn remove_if_unused(&mut self, key: &InstanceKey) {

@@ -33,7 +33,7 @@
 //! it has already changed. A read holds the database open for its own, bounded, time.
 //!
 //! **Cost.** A lone commit is one sync. After a crash redb walks the whole file once when it is opened, at
-//! some seconds per GiB; its quick repair would spare that, and make every commit twice as slow.
+//! about a second per GiB; its quick repair would spare that, and make every commit twice as slow.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -4,8 +4,9 @@
 //! slow client must slow the guest's writes and nothing else, and a body that was cut off must not look complete.
 //!
 //! **Mechanism.** A bounded channel. A chunk is taken from the guest when the channel has a place for it, waits
-//! in the turn, and goes out with the turn's ticket. The guest's end of the stream is marked while the store
-//! is polled; a store that is dropped marks nothing, so its bodies are truncated.
+//! in the turn, and goes out with the turn's ticket. The guest's end of the stream, while the store is polled, is a
+//! part of the turn too and is marked behind its chunks; a turn that is thrown away and a store that is dropped mark
+//! nothing, so their bodies are truncated.
 //!
 //! **Limits.** [`AHEAD`] chunks of [`MAX_CHUNK`] bytes a body. **Cost.** One copy out of the guest's memory.
 
@@ -37,6 +38,20 @@ pub type Chunk = (Bytes, Ticket);
 pub struct Chunks {
     receiver: mpsc::Receiver<Chunk>,
     complete: Arc<AtomicBool>,
+}
+
+/// The end of a body, as the guest made it: without it what the channel had is a truncated body.
+pub(super) struct End {
+    complete: Arc<AtomicBool>,
+    /// Keeps the channel from closing before the end is marked.
+    _sender: mpsc::Sender<Chunk>,
+}
+
+impl End {
+    /// Marks the end: all chunks have been sent.
+    pub(super) fn mark(self) {
+        self.complete.store(true, Ordering::Release);
+    }
 }
 
 /// The body ended before the guest ended it.
@@ -111,8 +126,8 @@ impl StreamConsumer<Context> for Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         if self.session.is_polling() {
-            self.complete.store(true, Ordering::Release);
-            self.session.conclude(&self.run);
+            let end = End { complete: self.complete.clone(), _sender: self.sender.clone() };
+            self.session.conclude(&self.run, end);
         }
     }
 }

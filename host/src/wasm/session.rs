@@ -33,7 +33,7 @@ use crate::event;
 use crate::fault::Fault;
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Turn, Write};
-use crate::wasm::chunks::Chunk;
+use crate::wasm::chunks::{Chunk, End};
 use crate::wasm::ledger::Ledger;
 use crate::wasm::run::{Answer, Refused, Run};
 
@@ -127,6 +127,8 @@ struct Making {
     ended: Vec<RunId>,
     answers: Vec<(Run, Answer)>,
     chunks: Vec<(mpsc::OwnedPermit<Chunk>, Bytes)>,
+    /// Bodies that end with this turn.
+    ends: Vec<End>,
     /// Who waits for the last run in flight to end.
     idle: Option<Waker>,
 }
@@ -322,8 +324,9 @@ impl Session {
     }
 
     /// The chunked body of a run is complete.
-    pub(super) fn conclude(&self, run: &Run) {
+    pub(super) fn conclude(&self, run: &Run, end: End) {
         let mut making = self.making();
+        making.ends.push(end);
         making.touch(run);
         run.end(None, &mut making.writes);
         making.ended(run);
@@ -395,6 +398,7 @@ impl Session {
         for (permit, bytes) in making.chunks.drain(..) {
             permit.send((bytes, ticket.clone()));
         }
+        making.ends.drain(..).for_each(End::mark);
         self.submitted.notify_waiters();
     }
 

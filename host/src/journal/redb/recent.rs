@@ -13,6 +13,8 @@
 //! **Limits.** The log has at most [`LOG_BYTES`] and what two commits bring, and a run less than twice
 //! [`SEGMENT_MIN`] of it.
 //!
+//! Opening reads it, and the last segment of each run that is not over.
+//!
 //! **Cost.** A map entry for each live run, so that its extent is never looked up, and a pointer to each
 //! event in the log.
 
@@ -35,6 +37,9 @@ const ROW_BYTES: usize = if cfg!(test) { 2 << 10 } else { 12 << 10 };
 
 /// What the log may have before its oldest rows are cleared: it is read when the store is opened.
 const LOG_BYTES: usize = if cfg!(test) { 16 << 10 } else { 8 << 20 };
+
+/// For how much of what the log has too much the cleaner takes one step more.
+const STEP_BYTES: usize = SEGMENT_MIN / 8;
 
 /// How much of a run is enough for a segment. Runs differ, as those that began together would otherwise
 /// fill theirs together, all in one slow commit.
@@ -136,7 +141,7 @@ impl Recent {
         events.iter().filter(|event| event.seq > after).cloned().collect()
     }
 
-    /// Begins a change that clears the log in at most `budget` steps, if that is due: by the rows that
+    /// Begins a change that clears the log in about `budget` steps, if that is due: by the rows that
     /// it deletes, and by the returned runs, which it must store.
     pub(super) fn change(&self, mut budget: usize) -> (Change, Vec<RunId>) {
         let mut change = Change {
@@ -150,6 +155,8 @@ impl Recent {
         if self.bytes <= LOG_BYTES {
             return (change, due);
         }
+        // The further it is over, the more: a step may clear a run that has little there, while others bring much.
+        budget += (self.bytes - LOG_BYTES) / STEP_BYTES;
         for row in &self.rows {
             // A run that needs an older row is among the due ones already.
             let begins = |run: &&RunId| self.live(**run).is_some_and(|live| live.begins_in(row));
