@@ -400,3 +400,15 @@ async fn port_0_picks_ports_and_the_ready_line_names_them() {
     assert_eq!(host.get("probe/demo/reply").await.status(), StatusCode::OK);
     assert_eq!(host.admin(Method::GET, "/healthz").await.status(), StatusCode::OK);
 }
+
+#[tokio::test]
+async fn running_out_of_file_descriptors_slows_accepting_and_ends_nothing() {
+    let host = TestHost::serving(&["probe"]).after("ulimit -n 64").start();
+    let mut connections = Vec::new();
+    for _ in 0..100 {
+        connections.push(Connection::to(&host.url).await);
+    }
+    host.logged(|line| line.contains("cannot accept a connection")).await;
+    drop(connections);
+    assert_eq!(host.get("probe/one/count?count=1").await.status(), 200);
+}

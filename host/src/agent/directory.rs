@@ -76,13 +76,6 @@ struct Current {
     drive: Arc<Drive>,
 }
 
-impl Current {
-    /// Lets the store go, and takes hold of it to see it off.
-    fn retire(self) -> Option<Hold> {
-        self.drive.hold()
-    }
-}
-
 /// A store, and since when it had not been used when it was last looked at.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
@@ -189,7 +182,8 @@ impl Directory {
                     live.remove_if_unused(key);
                     return Err(Refused { call, fault });
                 };
-                retired = idle.retire();
+                // Held, so that it is seen off by who takes its place.
+                retired = idle.drive.hold();
             }
             hold = self.start(live, key, deployed);
         }

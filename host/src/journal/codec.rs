@@ -267,3 +267,6 @@ fn state_of(tag: u8) -> Option<RunState> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;

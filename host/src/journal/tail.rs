@@ -300,3 +300,6 @@ impl Drop for Buffered {
         self.shrink(self.bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;

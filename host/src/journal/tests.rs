@@ -2,18 +2,12 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use proptest::prelude::*;
 
-use super::codec::{
-    Segment, decode_row, decode_run, encode_run, encode_sections, encode_segment, split,
-};
 use super::redb::RedbStore;
-use super::tail::{Following, Gauge, Limits, Seat};
+use super::tail::Limits;
 use super::testing::*;
 use super::*;
 
@@ -22,60 +16,6 @@ fn not(located: Located) -> NotResumable {
         Located::Not(why) => why,
         other => panic!("{other:?}"),
     }
-}
-
-fn tail_alone(window: usize, backlog: usize) -> (Arc<Gauge>, Tail) {
-    let gauge = Arc::new(Gauge::default());
-    let limits = Limits { window, backlog };
-    let tail = Tail::new(instance("a"), RunId::generate(), Seq::ZERO, limits, &gauge);
-    (gauge, tail)
-}
-
-fn following(tail: &Tail, cursor: Seq, max_bytes: usize) -> Following {
-    tail.following(cursor, max_bytes, &mut Seat::default(), Waker::noop())
-}
-
-#[test]
-fn the_window_of_a_tail_is_bounded_and_contiguous() {
-    let event = |seq| Arc::new(Event::new(Seq(seq), None, None, "x".repeat(36)));
-    let (gauge, tail) = tail_alone(350, 0);
-    for seq in 1..=10 {
-        tail.publish(event(seq));
-        assert!(gauge.now() <= 350);
-    }
-    assert!(matches!(following(&tail, Seq(6), 1000), Following::Stored));
-    let Following::Events(events) = following(&tail, Seq(7), 1000) else {
-        panic!("the newest events are there")
-    };
-    assert_eq!(seqs(&events), [8, 9, 10]);
-    let Following::Events(events) = following(&tail, Seq(8), 1) else {
-        panic!("one event is always given")
-    };
-    assert_eq!(seqs(&events), [9]);
-    assert!(matches!(following(&tail, Seq(10), 1000), Following::Nothing));
-
-    tail.publish(Arc::new(Event::new(Seq(11), None, None, "x".repeat(999))));
-    assert_eq!(gauge.now(), 0);
-    assert!(matches!(following(&tail, Seq(10), 1000), Following::Stored));
-    tail.publish(event(12));
-    assert!(matches!(following(&tail, Seq(10), 1000), Following::Stored));
-    assert!(matches!(following(&tail, Seq(11), 1000), Following::Events(_)));
-    drop(tail);
-    assert_eq!((gauge.now(), gauge.peak()), (0, 300));
-}
-
-#[test]
-fn the_backlog_is_bounded_but_never_shut_to_one_event() {
-    let (_, tail) = tail_alone(0, 100);
-    assert!(tail.reserve(1000));
-    assert!(!tail.reserve(1));
-    tail.release(1000);
-    assert!(tail.reserve(60) && tail.reserve(40));
-    assert!(!tail.reserve(1));
-    let event = Event::new(Seq(1), None, None, String::new());
-    tail.publish(Arc::new(event));
-    assert!(tail.reserve(Event::OVERHEAD));
-    assert!(!tail.reserve(1));
 }
 
 #[tokio::test]
@@ -556,156 +496,4 @@ async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
     assert_eq!(journal.stats().trimmed_runs, 1);
     let located = journal.locate(&instance("a"), "id").await.unwrap();
     assert!(matches!(located, Located::CaughtUp(run) if run == new.run()));
-}
-
-fn text() -> impl Strategy<Value = Option<String>> {
-    proptest::option::of(".{0,40}")
-}
-
-proptest! {
-    #[test]
-    fn segments_round_trip(
-        first in 1..1_000_000_u64,
-        texts in proptest::collection::vec((text(), text(), ".{0,40}", 0..20_000_usize), 1..20),
-        before in 0..1_000_000_u64,
-        cut in 0.0..1.0_f64,
-        flip in any::<u8>(),
-    ) {
-        let events: Vec<Event> = (first..)
-            .zip(texts)
-            .map(|(seq, (name, id, data, size))| {
-                Event::new(Seq(seq), name, id, data + &"x".repeat(size))
-            })
-            .collect();
-        let events: Vec<&Event> = events.iter().collect();
-        let mut decoded = Vec::new();
-        let mut total = before;
-        for events in split(&events) {
-            let size: usize = events.iter().map(|event| event.size()).sum();
-            prop_assert!(size <= 64 << 10 || events.len() == 1);
-            let bytes = encode_segment(events, total);
-            total += bytes.len() as u64;
-            let last = events.last().unwrap().seq;
-            let segment = Segment::open(last, &bytes).unwrap();
-            prop_assert_eq!(segment.total(), total);
-            decoded.extend(segment.map(|stored| stored.unwrap().to_event()));
-
-            let at = (cut * bytes.len() as f64) as usize;
-            let whole = |bytes: &[u8]| Segment::open(last, bytes)?.try_for_each(|event| event.map(|_| ()));
-            prop_assert!(whole(&bytes[..at]).is_err());
-            let newer = [&[bytes[0] + 1], &bytes[1..]].concat();
-            prop_assert!(whole(&newer).is_err());
-            let mut changed = bytes.clone();
-            changed[at] ^= flip;
-            let _ = whole(&changed);
-        }
-        prop_assert!(decoded.iter().map(|event| &**event).eq(events));
-    }
-
-    #[test]
-    fn rows_of_the_log_round_trip(
-        sections in proptest::collection::vec(
-            (any::<u128>(), 1..1_000_000_u64, proptest::collection::vec((0..3_u64, text(), ".{0,40}"), 1..9)),
-            1..9,
-        ),
-        cut in 0.0..1.0_f64,
-        flip in any::<u8>(),
-    ) {
-        let mut row = Vec::new();
-        let mut all = Vec::new();
-        for (run, mut seq, texts) in sections {
-            let mut events = Vec::new();
-            for (gap, id, data) in texts {
-                seq += 1 + gap;
-                events.push(Arc::new(Event::new(Seq(seq), None, id, data)));
-            }
-            let run = RunId::from_u128(run);
-            encode_sections(&mut row, run, &events);
-            all.extend(events.into_iter().map(|event| (run, event)));
-        }
-        prop_assert_eq!(decode_row(&row).unwrap(), all);
-
-        let at = (cut * row.len() as f64) as usize;
-        let _ = decode_row(&row[..at]);
-        prop_assert!(decode_row(&row[..row.len() - 1]).is_err());
-        prop_assert!(decode_row(&[&[row[0] + 1], &row[1..]].concat()).is_err());
-        row[at] ^= flip;
-        let _ = decode_row(&row);
-    }
-
-    #[test]
-    fn run_records_round_trip(
-        name in "[^\\p{C}]{1,40}",
-        state in 0..5_usize,
-        code in text(),
-        started_ms in any::<u64>(),
-        ended_ms in proptest::option::of(any::<u64>()),
-        (last, interruptions, interrupted_at) in any::<(u64, u32, u64)>(),
-    ) {
-        let states = [
-            RunState::Running,
-            RunState::Finished,
-            RunState::Failed,
-            RunState::Interrupted,
-            RunState::Cancelled,
-        ];
-        let record = RunRecord {
-            run: RunId::generate(),
-            instance: instance(&name),
-            module: Digest::of(name.as_bytes()),
-            state: states[state],
-            code,
-            started_ms,
-            ended_ms,
-            last: Seq(last),
-            interruptions,
-            interrupted_at: Seq(interrupted_at),
-        };
-        let bytes = encode_run(&record);
-        prop_assert!(decode_run(record.run, &bytes[..bytes.len() - 1]).is_err());
-        prop_assert!(decode_run(record.run, &[&[bytes[0] + 1], &bytes[1..]].concat()).is_err());
-        prop_assert_eq!(decode_run(record.run, &bytes).unwrap(), record);
-    }
-}
-
-#[test]
-fn readers_may_live_on_any_task() {
-    fn assert_task<T: Send + 'static>(_: T) {}
-    fn store(mut reader: Reader) {
-        assert_task(async move { reader.next().await });
-    }
-    let _ = store;
-    assert!(size_of::<Reader>() <= 7 * size_of::<usize>());
-}
-
-#[tokio::test]
-async fn a_batch_wakes_a_reader_once_and_one_that_has_gone_never() {
-    struct Count(AtomicU64);
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-    let journal = open(&Disk::default(), options());
-    let lane = journal.lane(instance("a"));
-    let tail = journal.tail(&instance("a"), RunId::generate());
-    let count = Arc::new(Count(AtomicU64::new(0)));
-    let waker = Waker::from(count.clone());
-    let mut cx = Context::from_waker(&waker);
-    let mut reader = journal.reader(tail.clone(), Seq::ZERO);
-    let mut gone = journal.reader(tail.clone(), Seq::ZERO);
-    // Polled again and again, as a body is for other reasons than events.
-    for _ in 0..3 {
-        assert!(reader.poll_next(&mut cx).is_pending());
-        assert!(gone.poll_next(&mut cx).is_pending());
-    }
-    drop(gone);
-    let mut turn = Turn(vec![start(&tail)]);
-    turn.0.extend((1..=50).map(|seq| event(&tail, seq, "x")));
-    lane.submit(turn).durable().await.unwrap();
-    assert_eq!(count.0.load(Ordering::Relaxed), 1);
-    while let Poll::Ready(Step::Events(_)) = reader.poll_next(&mut cx) {}
-    assert_eq!(reader.cursor(), Seq(50));
-    lane.submit(Turn(vec![event(&tail, 51, "x")])).durable().await.unwrap();
-    assert_eq!(count.0.load(Ordering::Relaxed), 2);
 }

@@ -35,13 +35,6 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
-    let mut measured = Measured::default();
     let request = get("/agents/load/live/plain");
-    for round in bench.rounds() {
-        for server in pair.in_turn(round) {
-            let figures = bench.replies(server, bench.n, |_| &request).await?;
-            measured.add(round, server.side, figures);
-        }
-    }
-    Ok(measured)
+    bench.replies_by_turns(pair, |_| &request).await
 }

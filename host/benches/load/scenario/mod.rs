@@ -114,6 +114,24 @@ impl Bench<'_> {
     }
 }
 
+impl Bench<'_> {
+    /// [Replies](Self::replies) of both servers by turns, on as many connections as the scenario's size.
+    async fn replies_by_turns<R: AsRef<[u8]>>(
+        &self,
+        pair: &Pair,
+        request: impl Fn(usize) -> R,
+    ) -> anyhow::Result<Measured> {
+        let mut measured = Measured::default();
+        for round in self.rounds() {
+            for server in pair.in_turn(round) {
+                let figures = self.replies(server, self.n, &request).await?;
+                measured.add(round, server.side, figures);
+            }
+        }
+        Ok(measured)
+    }
+}
+
 /// How long ago an event was emitted, by its data.
 fn lag(event: &[u8]) -> anyhow::Result<Duration> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;

@@ -36,17 +36,10 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
-    let mut measured = Measured::default();
     let used = Cell::new(0);
     let request = |_| {
         used.update(|used| used + 1);
         get(format_args!("/agents/load/new-{}/plain", used.get()))
     };
-    for round in bench.rounds() {
-        for server in pair.in_turn(round) {
-            let figures = bench.replies(server, bench.n, request).await?;
-            measured.add(round, server.side, figures);
-        }
-    }
-    Ok(measured)
+    bench.replies_by_turns(pair, request).await
 }
