@@ -8,14 +8,14 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use bureau::config::JournalLimits;
+use bureau::config::{Config, JournalLimits};
 use bureau::id::{InstanceKey, RunId, Seq};
 use bureau::journal::{Journal, Located, NotResumable, Options, Step};
 use fastrand::Rng;
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 
-use crate::support::{Change, Disk, InProcess};
+use crate::support::{Change, Disk, Image, InProcess, Kind};
 
 /// Instances at once, each with two runs that share its state.
 const INSTANCES: usize = 3;
@@ -38,7 +38,9 @@ struct Run {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_and_events_of_a_turn_never_part_wherever_the_host_is_killed() {
     let disk = Disk::default();
-    let host = InProcess::serving(&["probe"], &disk, |_| {}).await;
+    // A log that goes round often, so that settling it is interrupted too.
+    let small = |config: &mut Config| config.journal.log_bytes = 64 << 10;
+    let host = InProcess::serving(&["probe"], &disk, small).await;
     let seen = Seen::default();
     let log = Arc::new(Mutex::new(Vec::new()));
     let empty = disk.observe({
@@ -87,40 +89,40 @@ async fn count(host: &InProcess, seen: &Seen, run: usize) -> Run {
 /// A disk at a moment of its life.
 struct Moments {
     /// All that was written.
-    written: Vec<u8>,
-    /// All that was written when the disk was last asked to sync.
-    synced: Vec<u8>,
+    written: Image,
+    /// All of each file that was written when the disk was last asked to sync it.
+    synced: Image,
     since: Vec<Change>,
     random: Rng,
 }
 
 impl Moments {
-    fn new(image: Vec<u8>) -> Self {
+    fn new(image: Image) -> Self {
         Self { synced: image.clone(), written: image, since: Vec::new(), random: Rng::with_seed(7) }
     }
 
     fn pass(&mut self, change: Change) {
         change.apply(&mut self.written);
-        match change {
-            Change::Sync => self.since.drain(..).for_each(|change| change.apply(&mut self.synced)),
-            change => self.since.push(change),
+        match change.kind {
+            Kind::Sync => change.settle(&mut self.since, &mut self.synced),
+            _ => self.since.push(change),
         }
     }
 
     /// What a loss of power may leave. The disk writes in any order, so of what is not synced each change is there,
     /// or not, or in part: what redb asks of a disk is that it writes whole bytes and no others.
-    fn torn(&mut self) -> Vec<u8> {
+    fn torn(&mut self) -> Image {
         let Self { synced, since, random, .. } = self;
         let mut image = synced.clone();
         for change in since {
-            match (change, random.u8(..4)) {
+            match (&change.kind, random.u8(..4)) {
                 (_, 0) => {}
-                (Change::Write { at, data }, 1) => {
+                (Kind::Write { at, data }, 1) => {
                     let Range { start, end } = part(data.len(), random);
-                    let (at, data) = (*at + start, data[start..end].to_vec());
-                    Change::Write { at, data }.apply(&mut image);
+                    let kind = Kind::Write { at: at + start, data: data[start..end].to_vec() };
+                    Change { file: change.file, kind }.apply(&mut image);
                 }
-                (change, _) => change.apply(&mut image),
+                _ => change.apply(&mut image),
             }
         }
         image
@@ -133,7 +135,7 @@ fn part(len: usize, random: &mut Rng) -> Range<usize> {
 }
 
 /// Starts on what a crash has left, and compares state, events and what clients had.
-async fn check(at: usize, image: Vec<u8>, runs: Arc<Vec<Run>>, seen: Vec<u64>) {
+async fn check(at: usize, image: Image, runs: Arc<Vec<Run>>, seen: Vec<u64>) {
     let limits = JournalLimits { cache_bytes: 1 << 20, ..JournalLimits::default() };
     let options = Options { file: "crashed.redb".into(), limits };
     let (journal, _) = Journal::open_on(Disk::of(image).backend(), options)

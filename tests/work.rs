@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::{Change, Disk, InProcess, allocations};
+use crate::support::{Disk, InProcess, Kind, allocations};
 
 /// A client that allocates nothing once it is connected.
 struct Client {
@@ -79,7 +79,7 @@ async fn cost(events: u64, query: &str) -> Cost {
     let written = Arc::new(AtomicU64::new(0));
     let counter = written.clone();
     disk.observe(move |change| {
-        if let Change::Write { data, .. } = change {
+        if let Kind::Write { data, .. } = &change.kind {
             counter.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
     });
@@ -110,7 +110,7 @@ async fn events_of_a_guest_that_does_not_wait_share_a_commit() {
     // One more if retention had not yet looked whether it has anything to do.
     assert!(cost.commits <= 2, "{cost:?}");
     assert!(cost.allocations <= 4 * EVENTS + 200, "{cost:?}");
-    assert!(cost.written <= 64 * EVENTS * 9 / 4, "{cost:?}");
+    assert!(cost.written <= 64 * EVENTS * 25 / 8, "{cost:?}");
 }
 
 #[tokio::test]
@@ -120,5 +120,5 @@ async fn an_event_on_its_own_is_one_commit() {
     // Also the end, which comes after the last pause, and retention's look.
     assert!(cost.commits <= EVENTS + 2, "{cost:?}");
     assert!(cost.allocations <= 23 * EVENTS, "{cost:?}");
-    assert!(cost.written <= 25_000 * EVENTS, "{cost:?}");
+    assert!(cost.written <= 4_600 * EVENTS, "{cost:?}");
 }

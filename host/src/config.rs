@@ -152,6 +152,9 @@ impl Default for InstanceLimits {
     }
 }
 
+/// A log that holds less goes round with every few commits.
+const MIN_LOG_BYTES: usize = 64 * KIB;
+
 /// Limits of the journal.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -159,6 +162,10 @@ pub struct JournalLimits {
     /// Memory for the store's pages.
     #[serde(deserialize_with = "de::size")]
     pub cache_bytes: usize,
+    /// What the log in front of the data file takes before it goes round. So much is read when the host starts after a crash,
+    /// and kept in memory, twice or three times over; a larger batch goes to the data file at once.
+    #[serde(deserialize_with = "de::size")]
+    pub log_bytes: usize,
     /// What a live run keeps of its latest events in memory, for its readers to share, and about as much again of their
     /// frames. There may be thousands of runs.
     #[serde(deserialize_with = "de::size")]
@@ -183,6 +190,7 @@ impl Default for JournalLimits {
     fn default() -> Self {
         Self {
             cache_bytes: 256 * MIB,
+            log_bytes: 16 * MIB,
             tail_bytes: 64 * KIB,
             page_bytes: 256 * KIB,
             backlog_bytes: 4 * MIB,
@@ -282,6 +290,9 @@ impl Config {
         ];
         if let Some((key, _)) = numbers.into_iter().find(|&(_, value)| value == 0) {
             return Err(invalid(key, "must be more than 0"));
+        }
+        if journal.log_bytes < MIN_LOG_BYTES {
+            return Err(invalid("journal.log_bytes", "must be at least 64 KiB"));
         }
         let durations = [
             ("http.body_timeout", http.body_timeout),

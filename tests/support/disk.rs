@@ -4,7 +4,10 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bureau::journal::{Backend, StorageBackend};
+use bureau::journal::{Backend, JournalFile, StorageBackend};
+
+/// The bytes of both files of a journal.
+pub type Image = [Vec<u8>; 2];
 
 /// The disk. Clones are the same one.
 #[derive(Clone, Default)]
@@ -13,9 +16,9 @@ pub struct Disk(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     /// What a read shows.
-    bytes: Vec<u8>,
+    bytes: Image,
     /// What a crash would leave if it lost all that is not synced.
-    durable: Vec<u8>,
+    durable: Image,
     unsynced: Vec<Change>,
     fault: Option<Fault>,
     observer: Option<Observer>,
@@ -32,9 +35,22 @@ pub struct Fault {
     pub forgets: bool,
 }
 
-/// What changes a disk.
+/// A file of the disk.
+#[derive(Debug)]
+struct DiskFile {
+    disk: Disk,
+    file: JournalFile,
+}
+
+/// What changes a file of a disk.
 #[derive(Clone)]
-pub enum Change {
+pub struct Change {
+    pub file: JournalFile,
+    pub kind: Kind,
+}
+
+#[derive(Clone)]
+pub enum Kind {
     Write { at: usize, data: Vec<u8> },
     SetLen(usize),
     Sync,
@@ -42,24 +58,36 @@ pub enum Change {
 
 impl Change {
     /// Makes the change to these bytes.
-    pub fn apply(&self, bytes: &mut Vec<u8>) {
-        match self {
-            Self::Write { at, data } => {
+    pub fn apply(&self, image: &mut Image) {
+        let bytes = &mut image[self.file as usize];
+        match &self.kind {
+            Kind::Write { at, data } => {
                 let end = at + data.len();
                 if bytes.len() < end {
                     bytes.resize(end, 0);
                 }
                 bytes[*at..end].copy_from_slice(data);
             }
-            Self::SetLen(len) => bytes.resize(*len, 0),
-            Self::Sync => {}
+            Kind::SetLen(len) => bytes.resize(*len, 0),
+            Kind::Sync => {}
         }
+    }
+
+    /// Makes those of the changes to these bytes that this one, a sync, has made durable, and keeps the others.
+    pub fn settle(&self, unsynced: &mut Vec<Change>, durable: &mut Image) {
+        unsynced.retain(|change| {
+            let synced = change.file == self.file;
+            if synced {
+                change.apply(durable);
+            }
+            !synced
+        });
     }
 }
 
 impl Disk {
     /// A disk that holds this.
-    pub fn of(bytes: Vec<u8>) -> Self {
+    pub fn of(bytes: Image) -> Self {
         let disk = Self::default();
         disk.state().durable.clone_from(&bytes);
         disk.state().bytes = bytes;
@@ -69,11 +97,11 @@ impl Disk {
     /// What a journal is kept on.
     pub fn backend(&self) -> Backend {
         let disk = self.clone();
-        Backend::new(move || Ok(disk.clone()))
+        Backend::new(move |file| Ok(DiskFile { disk: disk.clone(), file }))
     }
 
     /// Shows every change before it is made or fails, from now on, and returns what the disk holds now.
-    pub fn observe(&self, observer: impl FnMut(&Change) + Send + 'static) -> Vec<u8> {
+    pub fn observe(&self, observer: impl FnMut(&Change) + Send + 'static) -> Image {
         let mut state = self.state();
         state.observer = Some(Box::new(observer));
         state.bytes.clone()
@@ -115,9 +143,9 @@ impl Disk {
             Some(Fault { after, .. }) => *after -= 1,
         }
         change.apply(bytes);
-        match change {
-            Change::Sync => unsynced.drain(..).for_each(|change| change.apply(durable)),
-            change => unsynced.push(change),
+        match change.kind {
+            Kind::Sync => change.settle(unsynced, durable),
+            _ => unsynced.push(change),
         }
         Ok(())
     }
@@ -129,28 +157,34 @@ impl std::fmt::Debug for Disk {
     }
 }
 
-impl StorageBackend for Disk {
+impl DiskFile {
+    fn change(&self, kind: Kind) -> io::Result<()> {
+        self.disk.change(Change { file: self.file, kind })
+    }
+}
+
+impl StorageBackend for DiskFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state().bytes.len() as u64)
+        Ok(self.disk.state().bytes[self.file as usize].len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let at = offset as usize;
-        let state = self.state();
-        let bytes = state.bytes.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(bytes);
+        let state = self.disk.state();
+        let bytes = state.bytes[self.file as usize].get(at..at + out.len());
+        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::SetLen(len as usize))
+        self.change(Kind::SetLen(len as usize))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.change(Change::Sync)
+        self.change(Kind::Sync)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(Change::Write { at: offset as usize, data: data.to_vec() })
+        self.change(Kind::Write { at: offset as usize, data: data.to_vec() })
     }
 }

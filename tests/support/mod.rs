@@ -10,7 +10,7 @@ mod process;
 mod stream;
 
 pub use self::allocations::allocations;
-pub use self::disk::{Change, Disk, Fault};
+pub use self::disk::{Change, Disk, Fault, Image, Kind};
 pub use self::guests::target;
 pub use self::host::{Started, TestHost};
 pub use self::http::{Connection, header, problem};

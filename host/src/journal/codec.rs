@@ -1,17 +1,20 @@
 //! How runs and events are written down in a store.
 //!
-//! Events lie in *segments* of one run, under the number of the last of them, and before that in *rows* of the
-//! log, together with those of other runs. A segment is `version u8, count u32, total u64`, then its events; a
-//! row is `version u8`, then sections of `run u128, first u64, count u32` and events. An event is `flags u8`, and for each of its
-//! texts `length u32, bytes`; numbers are not repeated, as they follow from the last or the first. `total` counts the bytes of the run's segments up
-//! to and including this one, so that the size of a run is known from its end. A run's record is `version u8, state u8,
+//! Turns come to the log in *batches* and go on from there: events to *segments* of their run, under the number of
+//! the last of them, runs to their *records*. A batch is `version u8, time in ms u64`, then its writes, each a tag and
+//! its fields; one that says which instance or which run the next ones are of spares them to say it. A segment is `version u8, count
+//! u32, total u64`, then its events. An event is `flags u8`, and for each of its texts `length u32, bytes`; in
+//! a segment numbers are not repeated, as they follow from the last. `total` counts the bytes of the run's segments
+//! up to and including this one, so that the size of a run is known from its end. A run's record is `version u8, state u8,
 //! flags u8`, then its fields in a fixed order. Everything is little-endian. Decoding is checked: what is
 //! damaged is an error, never a panic.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
 
-use super::{Event, RunRecord, RunState};
+use bytes::Bytes;
+
+use super::{Event, Outcome, RunRecord, RunState, Submitted, Write};
 use crate::id::{Digest, InstanceKey, RunId, Seq};
 
 const VERSION: u8 = 1;
@@ -21,25 +24,38 @@ const HAS_ID: u8 = 2;
 const HAS_CODE: u8 = 1;
 const HAS_ENDED: u8 = 2;
 
-/// Where a segment is cut: a reader decodes whole segments, so they stay well below its page.
-const TARGET: usize = 64 << 10;
+/// The most that a segment of more than one event has. A page of redb is a power of two, and what is a little larger than
+/// one wastes most of the next.
+const SEGMENT: usize = (32 << 10) - 256;
+
+/// The tags of a batch's writes; they stay.
+const INSTANCE: u8 = 0;
+const START: u8 = 1;
+const START_WITH_REQUEST: u8 = 2;
+const EVENT: u8 = 3;
+/// An event of the same run as the one before it, with the next number.
+const NEXT_EVENT: u8 = 4;
+const END: u8 = 5;
+const STATE: u8 = 6;
+const SET: u8 = 7;
+const DELETE: u8 = 8;
 
 /// A row that does not decode.
 #[derive(Debug, thiserror::Error)]
 #[error("a row is damaged")]
 pub(super) struct Damaged;
 
-/// Cuts events of a run into what becomes one segment each: below [`TARGET`], and without a gap.
+/// Cuts events of a run into what becomes one segment each: at most [`SEGMENT`] bytes, and without a gap.
 pub(super) fn split<E: Borrow<Event>>(events: &[E]) -> impl Iterator<Item = &[E]> {
     let mut rest = events;
     std::iter::from_fn(move || {
         let mut next = rest.first()?.borrow().seq;
-        let mut bytes = 0;
+        let mut bytes = HEADER;
         let fits = rest.iter().map(E::borrow).take_while(|event| {
-            bytes += event.size();
+            bytes += encoded_event(event);
             let follows = event.seq == next;
             next = event.seq.next();
-            follows && bytes <= TARGET
+            follows && bytes <= SEGMENT
         });
         let (segment, after) = rest.split_at(fits.count().max(1));
         rest = after;
@@ -48,8 +64,9 @@ pub(super) fn split<E: Borrow<Event>>(events: &[E]) -> impl Iterator<Item = &[E]
 }
 
 /// Encodes one segment. `before` counts the bytes of the run's segments before this one.
-pub(super) fn encode_segment(events: &[&Event], before: u64) -> Vec<u8> {
-    let size = HEADER + events.iter().map(|event| event.size()).sum::<usize>();
+pub(super) fn encode_segment<E: Borrow<Event>>(events: &[E], before: u64) -> Vec<u8> {
+    let events = events.iter().map(E::borrow);
+    let size = HEADER + events.clone().map(encoded_event).sum::<usize>();
     let mut out = Vec::with_capacity(size);
     out.push(VERSION);
     out.extend(length(events.len()));
@@ -62,39 +79,155 @@ pub(super) fn encode_segment(events: &[&Event], before: u64) -> Vec<u8> {
     out
 }
 
-/// Appends a section for each stretch of these events of a run that has no gap. A row begins empty.
-pub(super) fn encode_sections(row: &mut Vec<u8>, run: RunId, events: &[Arc<Event>]) {
-    if row.is_empty() {
-        row.push(VERSION);
-    }
-    for events in split(events) {
-        row.extend(run.as_u128().to_le_bytes());
-        row.extend(events[0].seq.0.to_le_bytes());
-        row.extend(length(events.len()));
-        for event in events {
-            encode_event(row, event);
+/// A write of a batch, as it is read back.
+#[derive(Debug, PartialEq)]
+pub(super) enum Op {
+    Start { run: RunId, module: Digest, request: Option<Bytes> },
+    Event { run: RunId, event: Arc<Event> },
+    End { run: RunId, outcome: Outcome },
+    State(Arc<str>),
+    Storage { key: Box<str>, value: Option<Bytes> },
+}
+
+impl From<&Write> for Op {
+    fn from(write: &Write) -> Self {
+        match write {
+            Write::Start { tail, module, request } => {
+                Self::Start { run: tail.run(), module: *module, request: request.clone() }
+            }
+            Write::Event { tail, event } => {
+                Self::Event { run: tail.run(), event: Arc::clone(event) }
+            }
+            Write::End { tail, outcome } => Self::End { run: tail.run(), outcome: outcome.clone() },
+            Write::State(document) => Self::State(Arc::clone(document)),
+            Write::Storage { key, value } => {
+                Self::Storage { key: key.clone(), value: value.clone() }
+            }
         }
     }
 }
 
-/// Decodes a row of the log: its events, in order, each with its run.
-pub(super) fn decode_row(mut bytes: &[u8]) -> Result<Vec<(RunId, Arc<Event>)>, Damaged> {
-    let [version] = take(&mut bytes)?;
+/// Appends these turns as one batch, made at this time.
+pub(super) fn encode_batch(out: &mut Vec<u8>, turns: &[Submitted], at_ms: u64) {
+    out.push(VERSION);
+    out.extend(at_ms.to_le_bytes());
+    let mut of = None;
+    let mut before = None;
+    for Submitted { lane, turn, .. } in turns {
+        let instance = lane.instance();
+        if of.replace(instance) != Some(instance) {
+            out.push(INSTANCE);
+            encode_text(out, instance.agent().as_str());
+            encode_text(out, instance.name());
+        }
+        for write in &turn.0 {
+            let tagged = |out: &mut Vec<u8>, tag, run: RunId| {
+                out.push(tag);
+                out.extend(run.as_u128().to_le_bytes());
+            };
+            match write {
+                Write::Start { tail, module, request } => {
+                    let tag = if request.is_some() { START_WITH_REQUEST } else { START };
+                    tagged(out, tag, tail.run());
+                    out.extend(module.as_bytes());
+                    request.iter().for_each(|request| encode_bytes(out, request));
+                }
+                Write::Event { tail, event } => {
+                    let place = (tail.run(), event.seq);
+                    if before.replace((place.0, event.seq.next())) == Some(place) {
+                        out.push(NEXT_EVENT);
+                    } else {
+                        tagged(out, EVENT, tail.run());
+                        out.extend(event.seq.0.to_le_bytes());
+                    }
+                    encode_event(out, event);
+                }
+                Write::End { tail, outcome } => {
+                    tagged(out, END, tail.run());
+                    out.push(state_tag(outcome.state));
+                    out.push(flag(outcome.code.as_ref(), HAS_CODE));
+                    outcome.code.iter().for_each(|code| encode_text(out, code));
+                }
+                Write::State(document) => {
+                    out.push(STATE);
+                    encode_text(out, document);
+                }
+                Write::Storage { key, value: Some(value) } => {
+                    out.push(SET);
+                    encode_text(out, key);
+                    encode_bytes(out, value);
+                }
+                Write::Storage { key, value: None } => {
+                    out.push(DELETE);
+                    encode_text(out, key);
+                }
+            }
+        }
+    }
+}
+
+/// Reads a batch back: hands on its time, and each write with its instance.
+pub(super) fn decode_batch(
+    mut bytes: &[u8],
+    mut each: impl FnMut(u64, &InstanceKey, Op),
+) -> Result<(), Damaged> {
+    let bytes = &mut bytes;
+    let [version] = take(bytes)?;
     if version != VERSION {
         return Err(Damaged);
     }
-    let mut events = Vec::new();
+    let at_ms = u64::from_le_bytes(take(bytes)?);
+    let mut of = None;
+    let mut before = None;
     while !bytes.is_empty() {
-        let run = RunId::from_u128(u128::from_le_bytes(take(&mut bytes)?));
-        let next = Seq(u64::from_le_bytes(take(&mut bytes)?));
-        let left = u32::from_le_bytes(take(&mut bytes)?);
-        let mut section = Segment { next, left, total: 0, rest: bytes };
-        for stored in &mut section {
-            events.push((run, stored?.to_event()));
-        }
-        bytes = section.rest;
+        let [tag] = take(bytes)?;
+        let op = match tag {
+            INSTANCE => {
+                let agent = text(bytes)?.parse().map_err(|_| Damaged)?;
+                of = Some(InstanceKey::new(agent, text(bytes)?).map_err(|_| Damaged)?);
+                continue;
+            }
+            START | START_WITH_REQUEST => {
+                let run = run_id(bytes)?;
+                let module = Digest::from_bytes(take(bytes)?);
+                let has_request = tag == START_WITH_REQUEST;
+                let request = if has_request { Some(blob(bytes)?) } else { None };
+                Op::Start { run, module, request: request.map(Bytes::copy_from_slice) }
+            }
+            EVENT | NEXT_EVENT => {
+                let (run, seq) = match before {
+                    Some(place) if tag == NEXT_EVENT => place,
+                    _ if tag == EVENT => (run_id(bytes)?, Seq(u64::from_le_bytes(take(bytes)?))),
+                    _ => return Err(Damaged),
+                };
+                let event = Stored::take(seq, bytes)?.to_event();
+                before = Some((run, Seq(seq.0.checked_add(1).ok_or(Damaged)?)));
+                Op::Event { run, event }
+            }
+            END => {
+                let run = run_id(bytes)?;
+                let [state, flags] = take(bytes)?;
+                let state = state_of(state).ok_or(Damaged)?;
+                let code = if flags & HAS_CODE != 0 { Some(text(bytes)?.to_owned()) } else { None };
+                Op::End { run, outcome: Outcome { state, code } }
+            }
+            STATE => Op::State(text(bytes)?.into()),
+            SET => {
+                let key = text(bytes)?.into();
+                Op::Storage { key, value: Some(Bytes::copy_from_slice(blob(bytes)?)) }
+            }
+            DELETE => Op::Storage { key: text(bytes)?.into(), value: None },
+            _ => return Err(Damaged),
+        };
+        each(at_ms, of.as_ref().ok_or(Damaged)?, op);
     }
-    Ok(events)
+    Ok(())
+}
+
+/// The bytes of an event.
+fn encoded_event(event: &Event) -> usize {
+    let text = |part: Option<&str>| part.map_or(0, |text| 4 + text.len());
+    1 + text(event.name.as_deref()) + text(event.id.as_deref()) + text(Some(&event.data))
 }
 
 fn encode_event(out: &mut Vec<u8>, event: &Event) {
@@ -106,8 +239,12 @@ fn encode_event(out: &mut Vec<u8>, event: &Event) {
 }
 
 fn encode_text(out: &mut Vec<u8>, text: &str) {
-    out.extend(length(text.len()));
-    out.extend(text.as_bytes());
+    encode_bytes(out, text.as_bytes());
+}
+
+fn encode_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend(length(bytes.len()));
+    out.extend_from_slice(bytes);
 }
 
 fn flag<T>(part: Option<T>, flag: u8) -> u8 {
@@ -153,22 +290,26 @@ impl<'a> Segment<'a> {
     }
 
     fn event(&mut self) -> Result<Stored<'a>, Damaged> {
-        let [flags] = take(&mut self.rest)?;
-        let name = if flags & HAS_NAME != 0 { Some(text(&mut self.rest)?) } else { None };
-        let id = if flags & HAS_ID != 0 { Some(text(&mut self.rest)?) } else { None };
-        let data = text(&mut self.rest)?;
-        let seq = self.next;
-        self.next = Seq(seq.0.checked_add(1).ok_or(Damaged)?);
-        Ok(Stored { seq, name, id, data })
+        let stored = Stored::take(self.next, &mut self.rest)?;
+        self.next = Seq(stored.seq.0.checked_add(1).ok_or(Damaged)?);
+        Ok(stored)
     }
 }
 
 fn text<'a>(bytes: &mut &'a [u8]) -> Result<&'a str, Damaged> {
+    str::from_utf8(blob(bytes)?).map_err(|_| Damaged)
+}
+
+fn blob<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], Damaged> {
     let length = u32::from_le_bytes(take(bytes)?);
     let length = usize::try_from(length).map_err(|_| Damaged)?;
-    let (text, rest) = bytes.split_at_checked(length).ok_or(Damaged)?;
+    let (blob, rest) = bytes.split_at_checked(length).ok_or(Damaged)?;
     *bytes = rest;
-    str::from_utf8(text).map_err(|_| Damaged)
+    Ok(blob)
+}
+
+fn run_id(bytes: &mut &[u8]) -> Result<RunId, Damaged> {
+    Ok(RunId::from_u128(u128::from_le_bytes(take(bytes)?)))
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Damaged> {
@@ -190,7 +331,14 @@ impl<'a> Iterator for Segment<'a> {
     }
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
+    fn take(seq: Seq, bytes: &mut &'a [u8]) -> Result<Self, Damaged> {
+        let [flags] = take(bytes)?;
+        let name = if flags & HAS_NAME != 0 { Some(text(bytes)?) } else { None };
+        let id = if flags & HAS_ID != 0 { Some(text(bytes)?) } else { None };
+        Ok(Self { seq, name, id, data: text(bytes)? })
+    }
+
     /// The event on its own.
     pub(super) fn to_event(&self) -> Arc<Event> {
         let (name, id) = (self.name.map(String::from), self.id.map(String::from));

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,7 +28,8 @@ pub struct Journal(Arc<Owner>);
 
 struct Owner {
     shared: Arc<Shared>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    /// The writer and the settler.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What handles, lanes, readers and the writer have in common.
@@ -120,12 +121,13 @@ impl Journal {
             page_bytes: options.limits.page_bytes,
             patience: options.limits.patience,
         });
-        let writer = thread::Builder::new().name("journal".into()).spawn({
-            let shared = Arc::clone(&shared);
-            move || writer::run(&shared)
-        });
-        let writer = writer.map_err(|error| StoreError(format!("no thread to write: {error}")))?;
-        let owner = Owner { shared, writer: Mutex::new(Some(writer)) };
+        // One word is enough for a settler that has not listened yet.
+        let (tell, told) = mpsc::sync_channel(1);
+        let threads = [
+            spawn("journal", &shared, move |shared| writer::run(shared, &tell))?,
+            spawn("settler", &shared, move |shared| writer::settle(shared, &told))?,
+        ];
+        let owner = Owner { shared, threads: Mutex::new(threads.into()) };
         Ok((Self(Arc::new(owner)), unfinished))
     }
 
@@ -220,13 +222,23 @@ impl Journal {
         let owner = Arc::clone(&self.0);
         let joined = tokio::task::spawn_blocking(move || {
             // Held while joining, so that everyone who closes waits for the end.
-            let mut writer = lock(&owner.writer);
-            writer.take().map_or(Ok(()), JoinHandle::join)
+            let mut threads = lock(&owner.threads);
+            threads.drain(..).try_for_each(JoinHandle::join)
         });
         if !matches!(joined.await, Ok(Ok(()))) {
-            tracing::error!("the journal's writer did not end as it should");
+            tracing::error!("the journal's threads did not end as they should");
         }
     }
+}
+
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    body: impl FnOnce(&Shared) + Send + 'static,
+) -> Result<JoinHandle<()>, StoreError> {
+    let shared = Arc::clone(shared);
+    let spawned = thread::Builder::new().name(name.into()).spawn(move || body(&shared));
+    spawned.map_err(|error| StoreError(format!("no thread to write: {error}")))
 }
 
 impl Drop for Owner {

@@ -5,12 +5,13 @@
 //!
 //! **Mechanism.** What a guest does between two suspensions is a [`Turn`]. Turns go, in order, through the
 //! [`Lane`] of their instance to one writer thread, which commits all that has come in while the last
-//! commit was under way in one transaction, and only then publishes: it moves each lane's durable mark,
+//! commit was under way at once, and only then publishes: it moves each lane's durable mark,
 //! appends the events to their run's [`Tail`] and wakes who waits. A [`Reader`] is a cursor: it asks its
-//! tail for what follows, the store where the tail no longer has it, and waits when there is nothing.
+//! tail for what follows, the store where the tail no longer has it, and waits when there is nothing. The store is a log,
+//! where a commit is one write and one sync, and redb's tables, to which the settler takes what the log has, much at a time.
 //!
 //! ```text
-//!  guest --Turn--> Lane --queue--> writer --commit--> Store (redb)
+//!  guest --Turn--> Lane --queue--> writer --commit--> Store (log --settler--> redb)
 //!                                    |                  |
 //!                                    +--publish--> Tail +--page--> Reader --> HTTP body
 //! ```
@@ -18,7 +19,7 @@
 //! **Limits.** One writer: the disk's sync rate times the batch is the host's write rate. Undurable bytes
 //! are bounded per run ([`Tail::reserve`]) and per turn; tails and pages by the [`Options`].
 //!
-//! **Cost.** A turn is one queue push; a commit is one transaction and one disk sync however many turns it
+//! **Cost.** A turn is one queue push; a commit is one write and one disk sync however many turns it
 //! carries; an idle reader is a cursor, an `Arc` and a registered waker.
 
 mod codec;
@@ -47,7 +48,7 @@ use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
 pub use self::handle::{Journal, Unfinished};
 pub use self::reader::{Page, Reader, Step};
-pub use self::redb::{Backend, StorageBackend};
+pub use self::redb::{Backend, JournalFile, StorageBackend};
 pub use self::tail::Tail;
 pub use self::writer::{Lane, Ticket};
 
@@ -250,7 +251,7 @@ pub struct Stats {
 /// How a journal is kept.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The data file; its directory exists.
+    /// The data file; its directory exists. Its log has the same name with the extension `log`.
     pub file: PathBuf,
     pub limits: JournalLimits,
 }
@@ -258,13 +259,16 @@ pub struct Options {
 /// The seam to what keeps the journal: [`redb`] today. Reads see what is committed and nothing else, take no
 /// longer than what they return, and may run beside a commit on any thread.
 trait Store: Send + Sync + 'static {
-    /// Makes the turns durable, all or none, and takes one bounded step of retention with them. After an
-    /// error it is not known whether they are; the store is then of no use before [`Self::reopen`], and
-    /// the same turns may be committed again, whatever became of them.
+    /// Makes the turns durable, all or none. After an error it is not known whether they are; the store is then of
+    /// no use before [`Self::reopen`], and the same turns may be committed again, whatever became of them.
     fn commit(&self, turns: &[Submitted], now: SystemTime) -> Result<Committed, StoreError>;
 
-    /// Whether retention has something to do now.
-    fn trim_due(&self, now: SystemTime) -> Result<bool, StoreError>;
+    /// Has all that is durable made ready for [`Self::tend`], as nothing else is to be done now.
+    fn rest(&self, now: SystemTime) -> Result<Committed, StoreError>;
+
+    /// Takes one bounded step of what need not be done at once: putting what is durable where it is to stay, and retention. It
+    /// may run beside commits, which fail once it has.
+    fn tend(&self, now: SystemTime) -> Result<Tended, StoreError>;
 
     /// Begins again from what is durable.
     fn reopen(&self) -> Result<(), StoreError>;
@@ -314,11 +318,18 @@ struct Submitted {
     turn: Turn,
 }
 
-/// What a commit did beside its turns.
+/// What a commit left to be done.
 struct Committed {
+    /// The store is to be tended.
+    is_due: bool,
+}
+
+/// What became of tending.
+#[derive(Debug, Default)]
+struct Tended {
     trimmed_runs: u64,
-    /// Retention has more to do.
-    trim_due: bool,
+    /// There is more to do.
+    is_due: bool,
 }
 
 /// A key and its value.

@@ -210,9 +210,7 @@ impl Pair {
         if trim {
             let options = within(JournalLimits { retain_bytes: 0, ..limits() });
             let (store, _) = RedbStore::open(self.disk.backend(), &options).unwrap();
-            while store.trim_due(SystemTime::now()).unwrap() {
-                store.commit(&[], SystemTime::now()).unwrap();
-            }
+            tend(&store, SystemTime::now());
             store.close();
             let Model { runs, ids, .. } = &mut self.model;
             for run in runs.iter_mut().filter(|run| run.state.is_final()) {

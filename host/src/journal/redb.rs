@@ -1,26 +1,28 @@
-//! The journal in one redb file.
+//! The journal in a redb file and a log in front of it.
 //!
 //! **Problem.** A turn must become durable whole, in microseconds of work beside the one disk sync; a client
 //! may ask for any event of any run; and what is old must go without ever holding up what is new.
 //!
-//! **Mechanism.** One write transaction per batch of turns, over the tables below, whose keys are in the
-//! order in which they are read. What a commit brings for runs that emit little at a time goes into one row
-//! at the right edge of the [log](recent), so that ten words of ten runs dirty one path of pages and
-//! not ten; when a run has enough there, or ends, it moves on to [segments](super::codec) under the number of
-//! their last event, so that the first segment at or after a cursor is the one that continues it. What lies in the
-//! log is in memory too. A reader takes that first and its transaction after it, so that what a
-//! commit moves in between is in one of the two or in both. An ended run enters
-//! `ended`, which retention eats from its old end: a run is taken out of `runs` at once, and so
-//! gone for clients, while its segments and ids go over as many commits as it takes; `trimming` remembers
-//! where that stands.
+//! **Mechanism.** A batch of turns becomes durable as a record of the [log]. What it brought is kept in
+//! memory too, in a [layer](recent), until the [tables] have it: when its half of the log is full, or nothing else is to be
+//! done, a layer is settled in one transaction, whose keys are in the order in which they are read. Events
+//! lie in [segments](super::codec) under the number of their last one, so that the first segment at or after a
+//! cursor is the one that continues it. An ended run enters `ended`, which retention eats from its old
+//! end: a run is taken out of `runs` at once, and so gone for clients, while its segments and ids go over as
+//! many transactions as it takes; `trimming` remembers where that stands.
+//!
+//! ```text
+//!   commit: batch -> log (write, sync) -> layer being filled       the writer
+//!   tend:            layer being settled -> tables, retention      the settler, or a writer whose log is full
+//!   open:   log, what is not settled -> layer -> tables, then a new epoch
+//! ```
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
-//! | `meta` | name | number: `format`, `ended_bytes`, `trimmed_until_ms` |
+//! | `meta` | name | number: `format`, `ended_bytes`, `trimmed_until_ms`, `log_mark`, `log_half`, `log_epoch`, `log_settled` |
 //! | `runs` | run | record |
 //! | `unfinished` | run | |
 //! | `requests` | run | what resumption needs |
-//! | `log` | position | sections of many runs |
 //! | `events` | run, last number | segment |
 //! | `ids` | agent, instance, id | run, number |
 //! | `states` | agent, instance | document |
@@ -28,18 +30,20 @@
 //! | `ended` | end in ms, run | bytes |
 //! | `trimming` | run | agent, instance |
 //!
-//! **Limits.** After a failed write or sync redb refuses to go on, as no one knows what the disk has; so the
-//! database is dropped and opened again, and the batch applied again, which changes nothing that
-//! it has already changed. A read holds the database open for its own, bounded, time.
+//! **Limits.** The log has [`log_bytes`](crate::config::JournalLimits::log_bytes), and a batch that is larger than half of
+//! it goes to the tables at once. After a failed write or sync no one knows what the disk has; so both files are
+//! opened again, what the log has is settled, and the batch applied again, which changes nothing that it has already
+//! changed. A read holds the database open for its own, bounded, time.
 //!
-//! **Cost.** A lone commit is one sync. After a crash redb walks the whole file once when it is opened, at
-//! about a second per GiB; its quick repair would spare that, and make every commit twice as slow.
+//! **Cost.** A commit is one write of whole pages and one sync. After a crash redb walks the whole file once when it is opened, at
+//! about a second per GiB; its quick repair would spare that, and make every transaction twice as slow.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
 use ::redb::backends::FileBackend;
@@ -49,10 +53,14 @@ use ::redb::{
 };
 use bytes::Bytes;
 
-use super::codec::{Damaged, Segment};
-use super::{Committed, Event, Options, Pair, RunRecord, RunState, Store, StoreError, Submitted};
+use super::codec::{Damaged, Op, Segment, decode_batch, encode_batch};
+use super::{
+    Committed, Event, Options, Pair, RunRecord, RunState, Store, StoreError, Submitted, Tended,
+    lock,
+};
 use crate::id::{Cursor, InstanceKey, RunId, Seq};
 
+mod log;
 mod recent;
 mod tables;
 #[cfg(test)]
@@ -60,37 +68,74 @@ pub(super) mod tests;
 
 pub use ::redb::StorageBackend;
 
-use self::recent::Recent;
+use self::log::{Foreign, Log, Place};
+use self::recent::{Layer, Recent};
 use self::tables::{
-    ENDED, EVENTS, FORMAT, IDS, META, META_ENDED_BYTES, META_FORMAT, META_TRIMMED_UNTIL, RUNS,
-    Retention, STATES, STEP, STORAGE, TRIMMING, Tables, damaged, extent, millis, number, pair,
-    record,
+    EVENTS, FORMAT, IDS, META, META_FORMAT, META_LOG_MARK, META_TRIMMED_UNTIL, RUNS, Retention,
+    STATES, STEP, STORAGE, Tables, damaged, extent, millis, number, pair, record,
 };
 
-/// Where redb keeps its bytes: something that makes a disk for it, again after each failure.
+/// Where the journal keeps its bytes: something that makes a disk for each of its files, again after each failure.
 #[derive(Clone)]
-pub struct Backend(Arc<Open>);
+pub struct Backend {
+    tables: Arc<OpenTables>,
+    log: Arc<OpenLog>,
+}
 
-type Open = dyn Fn(&Builder) -> Result<Database, DatabaseError> + Send + Sync;
+type OpenTables = dyn Fn(&Builder) -> Result<Database, DatabaseError> + Send + Sync;
+type OpenLog = dyn Fn() -> io::Result<Box<dyn StorageBackend>> + Send + Sync;
+
+/// One of the two files of a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JournalFile {
+    /// The redb database.
+    Tables,
+    /// The log in front of it.
+    Log,
+}
 
 impl Backend {
-    /// A backend on whatever `disk` makes. Each call stands for the same bytes.
+    /// A backend on whatever `disk` makes. Each call stands for the same bytes of the same file.
     pub fn new<B: StorageBackend>(
-        disk: impl Fn() -> io::Result<B> + Send + Sync + 'static,
+        disk: impl Fn(JournalFile) -> io::Result<B> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(move |builder| builder.create_with_backend(disk()?)))
+        let disk = Arc::new(disk);
+        let tables = Arc::clone(&disk);
+        Self {
+            tables: Arc::new(move |builder| {
+                builder.create_with_backend(tables(JournalFile::Tables)?)
+            }),
+            log: Arc::new(move || Ok(Box::new(disk(JournalFile::Log)?))),
+        }
     }
 
-    /// The file of these options, which is made if it does not exist.
+    /// The files of these options, which are made if they do not exist.
     pub(super) fn file(options: &Options) -> Result<Self, StoreError> {
         let file = &options.file;
         if !file.exists() {
             create(file).map_err(|error| explain(file, error))?;
         }
-        let file = file.clone();
+        let (file, log) = (file.clone(), log_of(file));
         let open = move || OpenOptions::new().read(true).write(true).open(&file);
-        Ok(Self(Arc::new(move |builder| builder.create_with_backend(FileBackend::new(open()?)?))))
+        Ok(Self {
+            tables: Arc::new(move |builder| {
+                builder.create_with_backend(FileBackend::new(open()?)?)
+            }),
+            // Only who has the database open has the log open, so that it needs no lock of its own.
+            log: Arc::new(move || {
+                let mut options = OpenOptions::new();
+                let options = options.read(true).write(true).create(true).truncate(false);
+                let file = options.open(&log)?;
+                let backend = FileBackend::new(file).map_err(io::Error::other)?;
+                Ok(Box::new(backend))
+            }),
+        })
     }
+}
+
+/// The log that goes with a database.
+fn log_of(file: &Path) -> PathBuf {
+    file.with_extension("log")
 }
 
 /// Makes an empty database that is there whole or not at all: redb takes a half-made one for a foreign file.
@@ -134,34 +179,54 @@ pub(super) struct RedbStore {
     backend: Backend,
     file: PathBuf,
     cache_bytes: usize,
+    /// What a half of the log holds.
+    half: usize,
     retention: Retention,
-    /// Locked for reading by each transaction for as long as it lasts, and for writing to exchange a database
-    /// that has failed. None while there is none.
+    /// Locked for reading by each transaction for as long as it lasts, and for writing to exchange what has
+    /// failed. None while there is none.
     opened: RwLock<Option<Opened>>,
 }
 
-/// A database, and what goes with it: they change hands together.
+/// The open files, and what goes with them: they change hands together.
 struct Opened {
     database: Database,
-    /// Changed by the one writer only, after its commit.
-    memory: RwLock<Memory>,
-}
-
-/// What is known of the durable tables without looking.
-struct Memory {
-    recent: Recent,
+    /// The one writer's.
+    log: Mutex<Log>,
+    /// Changed by the writer after its commit, and by who has settled a layer.
+    recent: RwLock<Recent>,
+    /// Held while the tables are written to: by the settler, or by a writer whose log is full.
+    tending: Mutex<()>,
     /// From when on retention may have something to do, as far as no other run ends.
-    trim_ms: u64,
+    trim_ms: AtomicU64,
+    /// Why the tables can no longer be written to, once they cannot.
+    failure: Mutex<Option<String>>,
 }
 
 impl Opened {
-    fn new(database: Database) -> Result<Self, Error> {
-        let recent = Recent::load(&database.begin_read()?)?;
-        Ok(Self { database, memory: RwLock::new(Memory { recent, trim_ms: 0 }) })
+    fn recent(&self) -> RwLockReadGuard<'_, Recent> {
+        self.recent.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn memory(&self) -> RwLockReadGuard<'_, Memory> {
-        self.memory.read().unwrap_or_else(PoisonError::into_inner)
+    fn recent_mut(&self) -> RwLockWriteGuard<'_, Recent> {
+        self.recent.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails once the tables can no longer be written to.
+    fn check(&self) -> Result<(), Error> {
+        match &*lock(&self.failure) {
+            Some(reason) => Err(Error::Io(io::Error::other(reason.clone()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Has all that is in the filling half of the log settled from now on, and goes on in the other half.
+    fn turn(&self, log: &mut Log, tend: impl Fn() -> Result<Tended, Error>) -> Result<(), Error> {
+        while self.recent().settling().is_some() {
+            tend()?;
+        }
+        self.recent_mut().settle();
+        log.turn();
+        Ok(())
     }
 }
 
@@ -174,19 +239,16 @@ impl RedbStore {
         backend: Backend,
         options: &Options,
     ) -> Result<(Self, Vec<Interrupted>), StoreError> {
+        let limits = &options.limits;
         let store = Self {
             backend,
             file: options.file.clone(),
-            cache_bytes: options.limits.cache_bytes,
-            retention: Retention {
-                age: options.limits.retain_for,
-                bytes: options.limits.retain_bytes,
-            },
+            cache_bytes: limits.cache_bytes,
+            half: limits.log_bytes / 2 / log::PAGE * log::PAGE,
+            retention: Retention { age: limits.retain_for, bytes: limits.retain_bytes },
             opened: RwLock::new(None),
         };
-        let database = store.open_database()?;
-        store.check_format(&database, true)?;
-        let opened = Opened::new(database).map_err(failed)?;
+        let opened = store.open_files(true)?;
         let interrupted = interrupt(&opened).map_err(failed)?;
         store.exchange(Some(opened));
         Ok((store, interrupted))
@@ -196,32 +258,86 @@ impl RedbStore {
         *self.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
     }
 
-    fn open_database(&self) -> Result<Database, StoreError> {
+    /// Opens both files, and settles what only the log has.
+    fn open_files(&self, may_be_new: bool) -> Result<Opened, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(self.cache_bytes);
-        (self.backend.0)(&builder).map_err(|error| explain(&self.file, error))
+        let database =
+            (self.backend.tables)(&builder).map_err(|error| explain(&self.file, error))?;
+        let log_failed = |error: io::Error| {
+            StoreError(format!("{} cannot be opened: {error}", log_of(&self.file).display()))
+        };
+        let storage = (self.backend.log)().map_err(log_failed)?;
+        let mut log = match self.check_format(&database, may_be_new)? {
+            Some(mark) => Log::open(storage, mark).map_err(log_failed)?.map_err(|Foreign| {
+                let (log, file) = (log_of(&self.file), self.file.display());
+                StoreError(format!(
+                    "{} is not the log of {file}; without it, what was written last is lost",
+                    log.display()
+                ))
+            })?,
+            None => {
+                let mark = RunId::generate().as_u128() as u64;
+                // The log first: who finds tables must find it.
+                let log = Log::create(storage, mark).map_err(log_failed)?;
+                make(&database, mark).map_err(failed)?;
+                log
+            }
+        };
+        self.recover(&database, &mut log).map_err(failed)?;
+        Ok(Opened {
+            database,
+            log: Mutex::new(log),
+            recent: RwLock::default(),
+            tending: Mutex::default(),
+            trim_ms: AtomicU64::new(0),
+            failure: Mutex::default(),
+        })
     }
 
-    /// Refuses what is not a journal of this format. An empty database becomes one, if it may.
-    fn check_format(&self, database: &Database, may_be_new: bool) -> Result<(), StoreError> {
+    /// Refuses what is not a journal of this format, and returns the mark of its log; of an empty database none, if
+    /// it may be one.
+    fn check_format(
+        &self,
+        database: &Database,
+        may_be_new: bool,
+    ) -> Result<Option<u64>, StoreError> {
         let file = self.file.display();
-        let transaction = database.begin_write().map_err(failed)?;
+        let transaction = database.begin_read().map_err(failed)?;
         let tables = transaction.list_tables().map_err(failed)?.count();
         if tables == 0 && may_be_new {
-            Tables::new(&transaction).make().map_err(failed)?;
-            return transaction.commit().map_err(failed);
+            return Ok(None);
         }
         let meta = transaction
             .open_table(META)
             .map_err(|_| StoreError(format!("{file} is not a journal")))?;
         let format = meta.get(META_FORMAT).map_err(failed)?;
         match format.map(|format| format.value()) {
-            Some(FORMAT) => Ok(()),
+            Some(FORMAT) => number(&meta, META_LOG_MARK).map(Some).map_err(failed),
             Some(format) => Err(StoreError(format!(
                 "{file} is a journal of format {format}, and this version reads format {FORMAT}"
             ))),
             None => Err(StoreError(format!("{file} is not a journal"))),
         }
+    }
+
+    /// Settles what only the log has, and begins a new epoch.
+    fn recover(&self, database: &Database, log: &mut Log) -> Result<(), Error> {
+        let transaction = database.begin_write()?;
+        let mut tables = Tables::new(&transaction);
+        let place = tables.place()?;
+        let mut layer = Layer::default();
+        log.replay(place, |batch| {
+            let apply = |at_ms, instance: &InstanceKey, op| layer.apply(at_ms, instance, op);
+            decode_batch(batch, apply).map_err(damaged)
+        })?;
+        tables.settle(&layer)?;
+        let place = Place { half: self.half, epoch: place.epoch + 1, settled: 0 };
+        tables.set_place(place)?;
+        drop(tables);
+        transaction.commit()?;
+        log.begin(place);
+        Ok(())
     }
 
     fn with<T>(&self, body: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, StoreError> {
@@ -237,76 +353,135 @@ impl RedbStore {
     ) -> Result<T, StoreError> {
         self.with(|opened| body(&opened.database.begin_read()?))
     }
+
+    /// Settles the layer that is to be settled, if there is one, and takes a step of retention, if that is due.
+    fn tend_opened(&self, opened: &Opened, now: SystemTime) -> Result<Tended, Error> {
+        let _one_at_a_time = lock(&opened.tending);
+        let tended = self.settle_and_trim(opened, now);
+        if let Err(error) = &tended {
+            *lock(&opened.failure) = Some(error.to_string());
+        }
+        tended
+    }
+
+    fn settle_and_trim(&self, opened: &Opened, now: SystemTime) -> Result<Tended, Error> {
+        let layer = opened.recent().settling().cloned();
+        let is_due = || opened.trim_ms.load(Ordering::Relaxed) <= millis(now);
+        if layer.is_none() && !is_due() {
+            return Ok(Tended::default());
+        }
+        let transaction = opened.database.begin_write()?;
+        let mut tables = Tables::new(&transaction);
+        let settled = match &layer {
+            Some(layer) => {
+                tables.set_settled(layer.last_record)?;
+                tables.settle(layer)?
+            }
+            None => tables::Settled::default(),
+        };
+        let trimmed = if settled.ended || is_due() {
+            Some(tables.trim(self.retention, now, STEP.max(2 * settled.written))?)
+        } else {
+            None
+        };
+        drop(tables);
+        transaction.commit()?;
+        if let Some(trimmed) = &trimmed {
+            opened.trim_ms.store(trimmed.next_ms, Ordering::Relaxed);
+        }
+        if layer.is_some() {
+            // Dropped behind the lock, as there may be much of it.
+            let gone = opened.recent_mut().settled();
+            drop((gone, layer));
+        }
+        Ok(Tended { trimmed_runs: trimmed.map_or(0, |trimmed| trimmed.runs), is_due: is_due() })
+    }
+
+    /// Writes a batch that the log cannot take to the tables.
+    fn settle_directly(&self, opened: &Opened, layer: &Layer) -> Result<(), Error> {
+        let _one_at_a_time = lock(&opened.tending);
+        let transaction = opened.database.begin_write()?;
+        Tables::new(&transaction).settle(layer)?;
+        transaction.commit()?;
+        opened.trim_ms.store(0, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl Store for RedbStore {
     fn commit(&self, turns: &[Submitted], now: SystemTime) -> Result<Committed, StoreError> {
         self.with(|opened| {
-            let transaction = opened.database.begin_write()?;
-            let mut tables = Tables::new(&transaction);
-            let memory = opened.memory();
-            let applied = tables.apply(turns, &memory.recent, now)?;
-            let trimmed = if applied.ended || memory.trim_ms <= millis(now) {
-                let budget = STEP.max(2 * applied.written);
-                Some(tables.trim(self.retention, now, budget)?)
-            } else {
-                None
+            opened.check()?;
+            let mut log = lock(&opened.log);
+            let at_ms = millis(now);
+            let apply = |layer: &mut Layer| {
+                for submitted in turns {
+                    let instance = submitted.lane.instance();
+                    let ops = submitted.turn.0.iter().map(Op::from);
+                    ops.for_each(|op| layer.apply(at_ms, instance, op));
+                }
             };
-            drop(memory);
-            drop(tables);
-            transaction.commit()?;
-            let mut memory = opened.memory.write().unwrap_or_else(PoisonError::into_inner);
-            memory.recent.apply(applied.change);
-            let trimmed_runs = trimmed.as_ref().map_or(0, |trimmed| trimmed.runs);
-            if let Some(trimmed) = trimmed {
-                memory.trim_ms = trimmed.next_ms;
+            let mut batch = Vec::new();
+            encode_batch(&mut batch, turns, at_ms);
+            let tend = || self.tend_opened(opened, now);
+            if !log.has_room(batch.len()) {
+                opened.turn(&mut log, tend)?;
             }
-            Ok(Committed { trimmed_runs, trim_due: memory.trim_ms <= millis(now) })
+            if log.has_room(batch.len()) {
+                log.append(&batch)?;
+                let mut recent = opened.recent_mut();
+                apply(recent.filling());
+                recent.filling().last_record = log.last();
+            } else {
+                while tend()?.is_due {}
+                let mut layer = Layer::default();
+                apply(&mut layer);
+                self.settle_directly(opened, &layer)?;
+            }
+            Ok(Committed { is_due: opened.recent().settling().is_some() })
         })
     }
 
-    fn trim_due(&self, now: SystemTime) -> Result<bool, StoreError> {
-        self.read(|transaction| {
-            if transaction.open_table(TRIMMING)?.first()?.is_some() {
-                return Ok(true);
+    fn rest(&self, now: SystemTime) -> Result<Committed, StoreError> {
+        self.with(|opened| {
+            opened.check()?;
+            if !opened.recent_mut().filling().is_empty() {
+                opened.turn(&mut lock(&opened.log), || self.tend_opened(opened, now))?;
             }
-            let ended = transaction.open_table(ENDED)?;
-            let Some((oldest, _)) = ended.first()? else {
-                return Ok(false);
-            };
-            let ended_bytes = number(&transaction.open_table(META)?, META_ENDED_BYTES)?;
-            let (ended_ms, _) = oldest.value();
-            Ok(self.retention.is_due(ended_ms, ended_bytes, now))
+            Ok(Committed { is_due: opened.recent().settling().is_some() })
         })
+    }
+
+    fn tend(&self, now: SystemTime) -> Result<Tended, StoreError> {
+        self.with(|opened| self.tend_opened(opened, now))
     }
 
     fn reopen(&self) -> Result<(), StoreError> {
-        self.close();
-        let database = self.open_database()?;
-        self.check_format(&database, false)?;
-        self.exchange(Some(Opened::new(database).map_err(failed)?));
+        self.exchange(None);
+        self.exchange(Some(self.open_files(false)?));
         Ok(())
     }
 
     fn close(&self) {
+        let now = SystemTime::now();
+        // What cannot be settled is in the log.
+        if let Err(error) = self.rest(now).and_then(|_| self.tend(now)) {
+            tracing::debug!(%error, "the journal is closed with a log that is not settled");
+        }
         self.exchange(None);
     }
 
     fn run(&self, run: RunId) -> Result<Option<RunRecord>, StoreError> {
         self.with(|opened| {
-            let last = opened.memory().recent.live(run).map(|live| live.last);
+            let progress = opened.recent().progress(run);
             let transaction = opened.database.begin_read()?;
-            let Some(mut record) = record(&transaction.open_table(RUNS)?, run)? else {
-                return Ok(None);
-            };
-            if !record.state.is_final() {
-                record.last = match last {
-                    Some(last) => last,
-                    // It has begun between the two looks.
-                    None => extent(&transaction.open_table(EVENTS)?, run)?.0,
-                };
+            let mut record = record(&transaction.open_table(RUNS)?, run)?;
+            if let Some(record) = &mut record
+                && !record.state.is_final()
+            {
+                record.last = extent(&transaction.open_table(EVENTS)?, run)?.0;
             }
-            Ok(Some(record))
+            Ok(progress.iter().fold(record, |record, progress| progress.onto(run, record)))
         })
     }
 
@@ -317,7 +492,7 @@ impl Store for RedbStore {
         max_bytes: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError> {
         self.with(|opened| {
-            let recent = opened.memory().recent.after(run, after);
+            let recent = opened.recent().after(run, after, max_bytes);
             let mut page = Page { events: Vec::new(), bytes: 0, max_bytes, last: after };
             let continues = recent.first().is_some_and(|first| first.seq == after.next());
             if !continues {
@@ -345,8 +520,12 @@ impl Store for RedbStore {
     }
 
     fn find_id(&self, instance: &InstanceKey, id: &str) -> Result<Option<Cursor>, StoreError> {
-        self.read(|transaction| {
-            let ids = transaction.open_table(IDS)?;
+        self.with(|opened| {
+            let recent = opened.recent().find_id(instance, id);
+            if recent.is_some() {
+                return Ok(recent);
+            }
+            let ids = opened.database.begin_read()?.open_table(IDS)?;
             let (agent, name) = pair(instance);
             let found = ids.get((agent, name, id))?;
             Ok(found.map(|found| {
@@ -361,16 +540,23 @@ impl Store for RedbStore {
     }
 
     fn state(&self, instance: &InstanceKey) -> Result<Option<Arc<str>>, StoreError> {
-        self.read(|transaction| {
-            let states = transaction.open_table(STATES)?;
+        self.with(|opened| {
+            let recent = opened.recent().document(instance);
+            if recent.is_some() {
+                return Ok(recent);
+            }
+            let states = opened.database.begin_read()?.open_table(STATES)?;
             let document = states.get(pair(instance))?;
             Ok(document.map(|document| document.value().into()))
         })
     }
 
     fn value(&self, instance: &InstanceKey, key: &str) -> Result<Option<Bytes>, StoreError> {
-        self.read(|transaction| {
-            let storage = transaction.open_table(STORAGE)?;
+        self.with(|opened| {
+            if let Some(recent) = opened.recent().value(instance, key) {
+                return Ok(recent);
+            }
+            let storage = opened.database.begin_read()?.open_table(STORAGE)?;
             let (agent, name) = pair(instance);
             let value = storage.get((agent, name, key))?;
             Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
@@ -387,28 +573,62 @@ impl Store for RedbStore {
     ) -> Result<Vec<Pair>, StoreError> {
         let (agent, name) = pair(instance);
         let from = match after {
-            Some(after) if after >= prefix => Bound::Excluded((agent, name, after)),
-            _ => Bound::Included((agent, name, prefix)),
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
         };
-        self.read(|transaction| {
-            let storage = transaction.open_table(STORAGE)?;
-            let mut pairs: Vec<Pair> = Vec::new();
-            let mut bytes = 0;
+        self.with(|opened| {
+            let mut recent = opened.recent().values(instance, prefix, from);
+            let mut pairs = Pairs { taken: Vec::new(), bytes: 0, limit, max_bytes };
+            let storage = opened.database.begin_read()?.open_table(STORAGE)?;
+            let from = from.map(|key| (agent, name, key));
             for row in storage.range::<(&str, &str, &str)>((from, Bound::Unbounded))? {
                 let (row, value) = row?;
                 let (of_agent, of_name, key) = row.value();
-                let selected = (of_agent, of_name) == (agent, name) && key.starts_with(prefix);
-                if !selected || pairs.len() == limit {
+                if (of_agent, of_name) != (agent, name) || !key.starts_with(prefix) {
                     break;
                 }
-                bytes += key.len() + value.value().len();
-                if bytes > max_bytes && !pairs.is_empty() {
-                    break;
+                while let Some(before) = recent.first_entry().filter(|first| **first.key() < *key) {
+                    if !pairs.take(before.remove_entry()) {
+                        return Ok(pairs.taken);
+                    }
                 }
-                pairs.push((key.into(), Bytes::copy_from_slice(value.value())));
+                let next = match recent.remove_entry(key) {
+                    Some(newer) => newer,
+                    None => (key.into(), Some(Bytes::copy_from_slice(value.value()))),
+                };
+                if !pairs.take(next) {
+                    return Ok(pairs.taken);
+                }
             }
-            Ok(pairs)
+            for rest in recent {
+                if !pairs.take(rest) {
+                    break;
+                }
+            }
+            Ok(pairs.taken)
         })
+    }
+}
+
+/// A list that is being filled.
+struct Pairs {
+    taken: Vec<Pair>,
+    bytes: usize,
+    limit: usize,
+    max_bytes: usize,
+}
+
+impl Pairs {
+    /// Takes the pair that comes next, if there is one, and room or nothing yet.
+    fn take(&mut self, (key, value): (Box<str>, Option<Bytes>)) -> bool {
+        let Some(value) = value else { return true };
+        self.bytes += key.len() + value.len();
+        let fits = self.taken.is_empty() || self.bytes <= self.max_bytes;
+        let fits = fits && self.taken.len() < self.limit;
+        if fits {
+            self.taken.push((key, value));
+        }
+        fits
     }
 }
 
@@ -433,11 +653,17 @@ impl Page {
     }
 }
 
+/// Makes the tables of an empty database.
+fn make(database: &Database, mark: u64) -> Result<(), Error> {
+    let transaction = database.begin_write()?;
+    Tables::new(&transaction).make(mark)?;
+    Ok(transaction.commit()?)
+}
+
 /// Counts an interruption of each run that was `running`, and returns all runs that are not over.
 fn interrupt(opened: &Opened) -> Result<Vec<Interrupted>, Error> {
     let transaction = opened.database.begin_write()?;
     let mut tables = Tables::new(&transaction);
-    let memory = opened.memory();
     let mut unfinished = Vec::new();
     for row in tables.unfinished.open()?.iter()? {
         unfinished.push(RunId::from_u128(row?.0.value()));
@@ -446,7 +672,7 @@ fn interrupt(opened: &Opened) -> Result<Vec<Interrupted>, Error> {
     for run in unfinished {
         let record = record(tables.runs.open()?, run)?;
         let mut record = record.ok_or_else(|| damaged(Damaged))?;
-        record.last = memory.recent.live(run).map_or(Seq::ZERO, |live| live.last);
+        record.last = extent(tables.events.open()?, run)?.0;
         if record.state == RunState::Running {
             let moved = record.last > record.interrupted_at;
             record.interruptions = if moved { 1 } else { record.interruptions + 1 };

@@ -5,20 +5,31 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::redb::RedbStore;
 use super::*;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk(Arc<Mutex<State>>);
 
+/// The bytes of both files.
+pub(super) type Image = [Vec<u8>; 2];
+
 #[derive(Debug, Default)]
 struct State {
-    bytes: Vec<u8>,
-    /// The bytes as of the last sync that succeeded.
-    durable: Vec<u8>,
-    log: Option<Vec<Op>>,
+    bytes: Image,
+    /// The bytes of each file as of its last sync that succeeded.
+    durable: Image,
+    log: Option<Vec<Edit>>,
     faults: Option<Faults>,
-    /// A database has it open, and no other may.
-    held: bool,
+    /// A store has the file open, and no other may.
+    held: [bool; 2],
+}
+
+/// One of the disk's files.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    disk: Disk,
+    file: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,16 +40,28 @@ struct Faults {
     times: usize,
 }
 
-/// What changes a disk.
+/// What changes a file of a disk.
 #[derive(Clone, Debug)]
-pub(super) enum Op {
+pub(super) struct Edit {
+    pub(super) file: usize,
+    pub(super) change: Change,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Change {
     Write(usize, Vec<u8>),
     SetLen(usize),
     Sync,
 }
 
-impl Op {
-    pub(super) fn apply(&self, bytes: &mut Vec<u8>) {
+impl Edit {
+    pub(super) fn apply(&self, image: &mut Image) {
+        self.change.apply(&mut image[self.file]);
+    }
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Write(at, data) => {
                 let end = at + data.len();
@@ -54,7 +77,7 @@ impl Op {
 }
 
 impl Disk {
-    pub(super) fn of(bytes: Vec<u8>) -> Self {
+    pub(super) fn of(bytes: Image) -> Self {
         let disk = Self::default();
         lock(&disk.0).durable.clone_from(&bytes);
         lock(&disk.0).bytes = bytes;
@@ -63,28 +86,30 @@ impl Disk {
 
     pub(super) fn backend(&self) -> Backend {
         let disk = self.clone();
-        Backend::new(move || disk.hold())
+        Backend::new(move |file| disk.hold(file))
     }
 
-    /// The disk, for one database at a time.
-    pub(super) fn hold(&self) -> io::Result<Self> {
-        let held = std::mem::replace(&mut lock(&self.0).held, true);
-        if held { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(self.clone()) }
+    /// A file of the disk, for one store at a time.
+    pub(super) fn hold(&self, file: JournalFile) -> io::Result<Held> {
+        let file = file as usize;
+        let held = std::mem::replace(&mut lock(&self.0).held[file], true);
+        let disk = self.clone();
+        if held { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(Held { disk, file }) }
     }
 
     /// The bytes that would be there after a crash that loses all that is not synced.
-    pub(super) fn durable(&self) -> Vec<u8> {
+    pub(super) fn durable(&self) -> Image {
         lock(&self.0).durable.clone()
     }
 
     /// Begins to record, and returns the bytes to which the record applies.
-    pub(super) fn record(&self) -> Vec<u8> {
+    pub(super) fn record(&self) -> Image {
         let mut state = lock(&self.0);
         state.log = Some(Vec::new());
         state.bytes.clone()
     }
 
-    pub(super) fn log(&self) -> Vec<Op> {
+    pub(super) fn log(&self) -> Vec<Edit> {
         lock(&self.0).log.clone().unwrap_or_default()
     }
 
@@ -101,7 +126,7 @@ impl Disk {
         lock(&self.0).faults = None;
     }
 
-    fn change(&self, op: Op) -> io::Result<()> {
+    fn change(&self, op: Edit) -> io::Result<()> {
         let mut state = lock(&self.0);
         match &mut state.faults {
             Some(Faults { grace: 0, times: 0 }) | None => {}
@@ -112,8 +137,8 @@ impl Disk {
             Some(Faults { grace, .. }) => *grace -= 1,
         }
         op.apply(&mut state.bytes);
-        if matches!(op, Op::Sync) {
-            state.durable = state.bytes.clone();
+        if matches!(op.change, Change::Sync) {
+            state.durable[op.file] = state.bytes[op.file].clone();
         }
         if let Some(log) = &mut state.log {
             log.push(op);
@@ -122,41 +147,48 @@ impl Disk {
     }
 }
 
-impl StorageBackend for Disk {
+impl Held {
+    fn change(&self, change: Change) -> io::Result<()> {
+        self.disk.change(Edit { file: self.file, change })
+    }
+}
+
+impl StorageBackend for Held {
     fn len(&self) -> io::Result<u64> {
-        Ok(lock(&self.0).bytes.len() as u64)
+        Ok(lock(&self.disk.0).bytes[self.file].len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = lock(&self.0);
+        let state = lock(&self.disk.0);
         let at = offset as usize;
-        let bytes = state.bytes.get(at..at + out.len());
+        let bytes = state.bytes[self.file].get(at..at + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Op::SetLen(len as usize))
+        self.change(Change::SetLen(len as usize))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.change(Op::Sync)
+        self.change(Change::Sync)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(Op::Write(offset as usize, data.to_vec()))
+        self.change(Change::Write(offset as usize, data.to_vec()))
     }
 
     fn close(&self) -> io::Result<()> {
-        lock(&self.0).held = false;
+        lock(&self.disk.0).held[self.file] = false;
         Ok(())
     }
 }
 
-/// Limits that keep everything, with small tails and pages.
+/// Limits that keep everything, with a small log, small tails and pages.
 pub(super) fn limits() -> JournalLimits {
     JournalLimits {
         cache_bytes: 1 << 20,
+        log_bytes: 32 << 10,
         tail_bytes: 4 << 10,
         page_bytes: 2 << 10,
         backlog_bytes: 64 << 10,
@@ -229,6 +261,19 @@ pub(super) async fn read_out(reader: &mut Reader) -> (Seqs, Outcome) {
             Step::Events(page) => read.extend(seqs(&page)),
             Step::End(outcome) => return (read, outcome),
             Step::Broken(reason) => panic!("{reason}"),
+        }
+    }
+}
+
+/// Settles all that is durable, lets retention do what it has to, and returns how many runs that took.
+pub(super) fn tend(store: &RedbStore, now: SystemTime) -> u64 {
+    store.rest(now).unwrap();
+    let mut trimmed = 0;
+    loop {
+        let tended = store.tend(now).unwrap();
+        trimmed += tended.trimmed_runs;
+        if !tended.is_due {
+            return trimmed;
         }
     }
 }

@@ -67,7 +67,15 @@ async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
     super::redb::tests::make_foreign(&directory.path().join("foreign"));
     assert!(refused("foreign").ends_with("is not a journal"));
     super::redb::tests::make_newer(&directory.path().join("newer"));
-    assert!(refused("newer").contains("is a journal of format 3"));
+    assert!(refused("newer").contains("is a journal of format 4"));
+
+    // The log of another one, and none.
+    Journal::open(of("other")).unwrap().0.close().await;
+    let log = |name: &str| directory.path().join(name).with_extension("log");
+    fs::copy(log("held"), log("other")).unwrap();
+    assert!(refused("other").contains("other.log is not the log of "));
+    fs::remove_file(log("held")).unwrap();
+    assert!(refused("held").contains("held.log is not the log of "));
 
     // What a crash leaves of a file that was being made is no hindrance.
     fs::write(directory.path().join("half.new"), "x").unwrap();
@@ -360,8 +368,9 @@ async fn retention_by_bytes_takes_the_oldest_end_first() {
         let tail = elsewhere.tail(lane.instance(), RunId::generate());
         let turn = Turn(vec![start(&tail), event(&tail, 1, "x".repeat(1000)), end(&tail)]);
         let submitted = [Submitted { lane: Arc::clone(&lane), number, turn }];
-        let committed = store.commit(&submitted, now + Duration::from_millis(number)).unwrap();
-        assert_eq!(committed.trimmed_runs, u64::from(number >= kept));
+        let now = now + Duration::from_millis(number);
+        store.commit(&submitted, now).unwrap();
+        assert_eq!(tend(&store, now), u64::from(number >= kept));
         runs.push(tail.run());
     }
     store.close();
@@ -391,9 +400,8 @@ async fn a_run_that_is_trimmed_under_its_reader_breaks_it() {
     let limits = Limits { window: 0, backlog: 0 };
     let tail = Tail::ended(located, limits, &Arc::default());
     drop(scratch);
-    let trim = || store.commit(&[], SystemTime::now()).unwrap();
     assert_eq!(seqs(&store.events(run, Seq(0), 1).unwrap()), [1]);
-    while trim().trim_due {}
+    tend(&store, SystemTime::now());
     assert_eq!(store.events(run, Seq(0), 1).unwrap(), []);
     store.close();
 
@@ -435,11 +443,10 @@ async fn retention_goes_in_bounded_steps_and_survives_a_restart() {
     let after = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms) + age;
     let open = || RedbStore::open(disk.backend(), &options).unwrap().0;
     let store = open();
-    assert!(!store.trim_due(after(large_ended)).unwrap());
+    assert_eq!(tend(&store, after(large_ended)), 0);
     let now = after(young_ended) + Duration::from_millis(1);
-    assert!(store.trim_due(now).unwrap());
-    let first = store.commit(&[], now).unwrap();
-    assert!(first.trim_due);
+    let first = store.tend(now).unwrap();
+    assert!(first.is_due);
     assert_eq!(first.trimmed_runs, 1);
     // Gone for clients at once, though most of it is still there.
     assert_eq!(store.run(large).unwrap(), None);
@@ -449,12 +456,8 @@ async fn retention_goes_in_bounded_steps_and_survives_a_restart() {
     store.close();
 
     let store = open();
-    let mut steps = 0;
-    while store.trim_due(now).unwrap() {
-        store.commit(&[], now).unwrap();
-        steps += 1;
-    }
-    assert!(steps > 1);
+    assert!(store.tend(now).unwrap().is_due);
+    tend(&store, now);
     assert_eq!(store.events(large, Seq(0), 1).unwrap(), []);
     assert_eq!(store.run(tail.run()).unwrap(), None);
     assert_eq!(store.find_id(&instance("a"), "id").unwrap(), None);
@@ -472,28 +475,38 @@ async fn retention_by_age_goes_on_when_no_run_ends() {
     let commit = |write, now| {
         let turn = Turn(write);
         let submitted = [Submitted { lane: Arc::clone(&lane), number: 1, turn }];
-        store.commit(&submitted, now).unwrap()
+        store.commit(&submitted, now).unwrap();
     };
-    let state = || vec![Write::State("{}".into())];
     commit(vec![start(&tail), end(&tail)], now);
-    assert_eq!(commit(state(), now + age).trimmed_runs, 0);
-    assert_eq!(commit(state(), now + age + Duration::from_millis(1)).trimmed_runs, 1);
+    assert_eq!(tend(&store, now + age), 0);
+    assert_eq!(tend(&store, now + age + Duration::from_millis(1)), 1);
     assert_eq!(store.run(tail.run()).unwrap(), None);
 }
 
 #[tokio::test]
 async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
     let options = within(JournalLimits { retain_bytes: 2000, ..limits() });
-    let journal = open(&Disk::default(), options);
-    let lane = journal.lane(instance("a"));
-    let [old, new] = [(); 2].map(|()| journal.tail(&instance("a"), RunId::generate()));
+    let disk = Disk::default();
+    let (store, _) = RedbStore::open(disk.backend(), &options).unwrap();
+    let elsewhere = open(&Disk::default(), options.clone());
+    let lane = elsewhere.lane(instance("a"));
+    let [old, new] = [(); 2].map(|()| elsewhere.tail(&instance("a"), RunId::generate()));
+    let mut now = SystemTime::now();
+    let mut commit = |write| {
+        let submitted = [Submitted { lane: Arc::clone(&lane), number: 1, turn: Turn(write) }];
+        // Runs that end at the same time have no order.
+        now += Duration::from_millis(1);
+        store.commit(&submitted, now).unwrap();
+    };
     for (tail, size) in [(&old, 2000), (&new, 10)] {
-        let data = "x".repeat(size);
-        commit(&lane, vec![start(tail), identified(tail, 1, Some("id"), data)]).await;
+        commit(vec![start(tail), identified(tail, 1, Some("id"), "x".repeat(size))]);
     }
-    commit(&lane, vec![end(&old)]).await;
-    commit(&lane, vec![end(&new)]).await;
-    assert_eq!(journal.stats().trimmed_runs, 1);
+    commit(vec![end(&old)]);
+    commit(vec![end(&new)]);
+    assert_eq!(tend(&store, SystemTime::now()), 1);
+    store.close();
+    let journal = open(&disk, options);
+    assert_eq!(journal.run(old.run()).unwrap(), None);
     let located = journal.locate(&instance("a"), "id").await.unwrap();
     assert!(matches!(located, Located::CaughtUp(run) if run == new.run()));
 }

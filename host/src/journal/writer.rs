@@ -1,11 +1,12 @@
-//! The way in: lanes, tickets, and the one thread that commits.
+//! The way in: lanes, tickets, the one thread that commits, and the one that tends what was committed.
 //!
 //! **Problem.** A disk sync takes as long as thousands of turns; guests must not wait for one unless they ask;
 //! and nothing may be visible that a crash, or a failing disk, could take back.
 //!
 //! **Mechanism.** [`Lane::submit`] pushes onto one queue and returns. The writer takes all that is
-//! there, commits it in one transaction and then publishes: events and ends to the tails, marks to the lanes.
-//! While it commits the next batch gathers, so the disk sets the pace and there is no timer. When a
+//! there, commits it at once and then publishes: events and ends to the tails, marks to the lanes.
+//! While it commits the next batch gathers, so the disk sets the pace and there is no timer. What can wait, such as
+//! retention, is the settler's, whom the writer tells when there is something to do. When a
 //! commit fails the writer says so ([`Health::Failing`]), reopens the store and commits the *same* batch
 //! again, until it succeeds or its patience ends ([`Health::Dead`]).
 //!
@@ -24,6 +25,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::thread;
@@ -32,14 +34,14 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
 use super::handle::Shared;
-use super::{Committed, Health, Submitted, Turn, Unavailable, Write, lock};
+use super::{Committed, Health, Submitted, Tended, Turn, Unavailable, Write, lock};
 use crate::id::InstanceKey;
 
 /// Turns that are committed together. More would make everyone wait longer for their own, and the first
 /// readers for their first event.
 const COMMIT_BYTES: usize = 8 << 20;
 
-/// How often an idle writer looks whether retention has something to do.
+/// When a writer without work is idle, and how often a settler looks whether retention has something to do.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The first and the longest pause between two attempts to commit.
@@ -164,6 +166,8 @@ struct Waiting {
     turns: VecDeque<Submitted>,
     /// The writer waits, and no one has woken it yet: a wake-up is a system call, which not each turn need make.
     idle: bool,
+    /// Whether the writer is to see to the store though there may be no turn.
+    called: bool,
     closed: bool,
 }
 
@@ -190,16 +194,24 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// The next batch. An empty one after `patience`; none when the queue is closed and empty.
-    fn take(&self, patience: Duration) -> Option<Vec<Submitted>> {
+    /// Calls the writer.
+    fn call(&self) {
+        lock(&self.inner).called = true;
+        self.filled.notify_one();
+    }
+
+    /// The next batch. An empty one when nothing has come for a while, or the writer was called; none when the queue is
+    /// closed and empty.
+    fn take(&self) -> Option<Vec<Submitted>> {
         let mut waiting = lock(&self.inner);
         waiting.idle = true;
-        let empty = |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.closed;
+        let empty =
+            |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.called && !waiting.closed;
         let (mut waiting, _) = self
             .filled
-            .wait_timeout_while(waiting, patience, empty)
+            .wait_timeout_while(waiting, IDLE, empty)
             .unwrap_or_else(PoisonError::into_inner);
-        waiting.idle = false;
+        (waiting.idle, waiting.called) = (false, false);
         if waiting.closed && waiting.turns.is_empty() {
             return None;
         }
@@ -214,25 +226,19 @@ impl Queue {
     }
 }
 
-/// The writer thread: commits until the queue is closed and empty, or the journal is dead.
-pub(super) fn run(shared: &Shared) {
+/// The writer thread: commits until the queue is closed and empty, or the journal is dead. `settler` is told when there is
+/// something to tend, and ends when it is gone.
+pub(super) fn run(shared: &Shared, settler: &SyncSender<()>) {
     let mut departure = Departure { shared, reason: None };
-    let mut trim_due = true;
-    loop {
-        let patience = if trim_due { Duration::ZERO } else { IDLE };
-        let Some(batch) = shared.queue.take(patience) else {
-            break;
-        };
+    while let Some(batch) = shared.queue.take() {
         let now = SystemTime::now();
-        // A store that cannot say is asked to commit, so that its failure is met where failures are handled.
-        let due = || trim_due || shared.store.trim_due(now).unwrap_or(true);
-        if batch.is_empty() && !due() {
-            continue;
-        }
         match commit(shared, &batch, now) {
-            Ok(committed) => {
-                trim_due = committed.trim_due;
-                publish(shared, batch, &committed);
+            Ok(Committed { is_due }) => {
+                if is_due {
+                    // It has been told already if there is no room for another word.
+                    let _ = settler.try_send(());
+                }
+                publish(shared, batch);
             }
             Err(Unavailable(reason)) => {
                 tracing::error!(reason, "the journal gives up");
@@ -243,7 +249,42 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-/// Commits a batch, however often it takes.
+/// The settler thread: tends the store whenever it is told to, and now and then, for as long as there is a writer.
+pub(super) fn settle(shared: &Shared, told: &Receiver<()>) {
+    let departure = SettlerDeparture(shared);
+    while told.recv_timeout(IDLE) != Err(RecvTimeoutError::Disconnected) {
+        loop {
+            match shared.store.tend(SystemTime::now()) {
+                Ok(Tended { trimmed_runs, is_due }) => {
+                    shared.counts.trimmed_runs.fetch_add(trimmed_runs, Ordering::Relaxed);
+                    if !is_due {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the journal cannot be tended");
+                    // Who commits meets the failure too, and opens the store again.
+                    shared.queue.call();
+                    break;
+                }
+            }
+        }
+    }
+    drop(departure);
+}
+
+/// A settler that panics takes the writer with it, so that the host does not go on with half a journal.
+struct SettlerDeparture<'a>(&'a Shared);
+
+impl Drop for SettlerDeparture<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.queue.close();
+        }
+    }
+}
+
+/// Commits a batch, however often it takes. Without turns, it is time to rest.
 fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Committed, Unavailable> {
     // A client can learn of a run as soon as it is durable, and must then find its tail.
     for write in writes(batch) {
@@ -251,7 +292,11 @@ fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Commi
             lock(&shared.live).insert(tail.run(), Arc::clone(tail));
         }
     }
-    let mut attempt = shared.store.commit(batch, now);
+    let once = || match batch {
+        [] => shared.store.rest(now),
+        _ => shared.store.commit(batch, now),
+    };
+    let mut attempt = once();
     let began = Instant::now();
     let (mut pause, longest) = BACKOFF;
     loop {
@@ -269,12 +314,15 @@ fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Commi
         shared.set_health(Health::Failing(reason));
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(longest);
-        attempt = shared.store.reopen().and_then(|()| shared.store.commit(batch, now));
+        attempt = shared.store.reopen().and_then(|()| once());
     }
 }
 
 /// Shows a durable batch to everyone: tails before lanes, so that who waited for a turn finds it there.
-fn publish(shared: &Shared, batch: Vec<Submitted>, committed: &Committed) {
+fn publish(shared: &Shared, batch: Vec<Submitted>) {
+    if batch.is_empty() {
+        return;
+    }
     let mut events = 0;
     for write in writes(&batch) {
         match write {
@@ -295,7 +343,6 @@ fn publish(shared: &Shared, batch: Vec<Submitted>, committed: &Committed) {
     add(&counts.commits, 1);
     add(&counts.turns, batch.len() as u64);
     add(&counts.events, events);
-    add(&counts.trimmed_runs, committed.trimmed_runs);
     let mut waiting = Vec::new();
     for write in writes(&batch) {
         if let Write::Event { tail, .. } | Write::End { tail, .. } = write {

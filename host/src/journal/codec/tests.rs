@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::testing::*;
+use super::super::{Submitted, Turn};
 use super::*;
 
 fn text() -> impl Strategy<Value = Option<String>> {
@@ -26,9 +27,8 @@ proptest! {
         let mut decoded = Vec::new();
         let mut total = before;
         for events in split(&events) {
-            let size: usize = events.iter().map(|event| event.size()).sum();
-            prop_assert!(size <= 64 << 10 || events.len() == 1);
             let bytes = encode_segment(events, total);
+            prop_assert!(bytes.len() < 32 << 10 || events.len() == 1);
             total += bytes.len() as u64;
             let last = events.last().unwrap().seq;
             let segment = Segment::open(last, &bytes).unwrap();
@@ -48,34 +48,65 @@ proptest! {
     }
 
     #[test]
-    fn rows_of_the_log_round_trip(
-        sections in proptest::collection::vec(
-            (any::<u128>(), 1..1_000_000_u64, proptest::collection::vec((0..3_u64, text(), ".{0,40}"), 1..9)),
-            1..9,
+    fn batches_round_trip(
+        at_ms in any::<u64>(),
+        turns in proptest::collection::vec(
+            (
+                0..3_usize,
+                proptest::collection::vec((0..7_u8, 0..3_usize, 1..5_u64, text(), ".{0,40}"), 0..9),
+            ),
+            0..9,
         ),
         cut in 0.0..1.0_f64,
         flip in any::<u8>(),
     ) {
-        let mut row = Vec::new();
-        let mut all = Vec::new();
-        for (run, mut seq, texts) in sections {
-            let mut events = Vec::new();
-            for (gap, id, data) in texts {
-                seq += 1 + gap;
-                events.push(Arc::new(Event::new(Seq(seq), None, id, data)));
-            }
-            let run = RunId::from_u128(run);
-            encode_sections(&mut row, run, &events);
-            all.extend(events.into_iter().map(|event| (run, event)));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _entered = runtime.enter();
+        let journal = open(&Disk::default(), options());
+        let lanes = ["a", "b", "\u{1F600}"].map(|name| journal.lane(instance(name)));
+        let tails = [(); 3].map(|()| journal.tail(&instance("a"), RunId::generate()));
+        let (mut submitted, mut all) = (Vec::new(), Vec::new());
+        for (lane, said) in turns {
+            let lane = &lanes[lane];
+            let write = |(what, run, seq, optional, text): (_, usize, _, Option<String>, String)| {
+                let tail = Arc::clone(&tails[run]);
+                match what {
+                    0 => Write::Start {
+                        tail,
+                        module: Digest::of(text.as_bytes()),
+                        request: optional.map(Bytes::from),
+                    },
+                    1 | 2 => {
+                        let event = Event::new(Seq(seq), optional.clone(), optional, text);
+                        Write::Event { tail, event: Arc::new(event) }
+                    }
+                    3 => Write::End {
+                        tail,
+                        outcome: Outcome { state: RunState::Failed, code: optional },
+                    },
+                    4 => Write::State(text.into()),
+                    _ => Write::Storage { key: text.into(), value: optional.map(Bytes::from) },
+                }
+            };
+            let turn = Turn(said.into_iter().map(write).collect());
+            let ops = turn.0.iter().map(|write| (at_ms, lane.instance().clone(), Op::from(write)));
+            all.extend(ops);
+            submitted.push(Submitted { lane: Arc::clone(lane), number: 1, turn });
         }
-        prop_assert_eq!(decode_row(&row).unwrap(), all);
+        let decoded = |bytes: &[u8]| {
+            let mut decoded = Vec::new();
+            decode_batch(bytes, |at_ms, of, op| decoded.push((at_ms, of.clone(), op)))?;
+            Ok::<_, Damaged>(decoded)
+        };
+        let mut bytes = Vec::new();
+        encode_batch(&mut bytes, &submitted, at_ms);
+        prop_assert_eq!(decoded(&bytes).unwrap(), all);
 
-        let at = (cut * row.len() as f64) as usize;
-        let _ = decode_row(&row[..at]);
-        prop_assert!(decode_row(&row[..row.len() - 1]).is_err());
-        prop_assert!(decode_row(&[&[row[0] + 1], &row[1..]].concat()).is_err());
-        row[at] ^= flip;
-        let _ = decode_row(&row);
+        let at = (cut * bytes.len() as f64) as usize;
+        let _ = decoded(&bytes[..at]);
+        prop_assert!(decoded(&[&[bytes[0] + 1], &bytes[1..]].concat()).is_err());
+        bytes[at] ^= flip;
+        let _ = decoded(&bytes);
     }
 
     #[test]

@@ -1,287 +1,237 @@
-//! The log: the latest events of runs that go on, until they fill a segment.
+//! What is durable in the log and not in the tables yet.
 //!
-//! **Problem.** A row per run and commit rewrites a page, and the path to it, for each run that said a
-//! word. A row per commit rewrites one path, but spreads a run over thousands of rows.
+//! **Problem.** The log is written to be written fast; nothing can be looked up in it. The tables can be read, and
+//! are cheap to write only where much is written at once.
 //!
-//! **Mechanism.** What a commit brings for a run goes into the commit's row at the right edge of the log,
-//! until the run has [`enough`] there for a segment. What a run has in the log is also kept here, so the
-//! log is read only when the store is opened. When it is larger than [`LOG_BYTES`], each commit writes a
-//! few of the runs that need its oldest rows to segments, and deletes the rows that no run needs. All this
-//! moves on only when a commit is durable: it is always what [`Recent::load`] would make of the file, so a
-//! batch that is applied again meets either what its first attempt met, or that attempt's result.
+//! **Mechanism.** What a batch brings is kept here, by run and by instance, in the *layer* that belongs to
+//! the half of the log that is being filled. When the half is full, or the host has nothing else to do, the layer is settled: written to
+//! the tables as a whole, in one transaction, while the next one fills. A reader looks here first and opens its
+//! transaction after that, so that what is settled in between is in one of the two or in both.
 //!
-//! **Limits.** The log has at most [`LOG_BYTES`] and what two commits bring, and a run less than twice
-//! [`SEGMENT_MIN`] of it.
+//! **Limits.** Two layers, of a half of the log each; of a document or a value that was written again and again, the last.
 //!
-//! Opening reads it, and the last segment of each run that is not over.
-//!
-//! **Cost.** A map entry for each live run, so that its extent is never looked up, and a pointer to each
-//! event in the log.
+//! **Cost.** A map entry for each run and instance that wrote something, a pointer for each event.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
-use ::redb::{Error, ReadTransaction, ReadableTable};
+use bytes::Bytes;
 
-use super::super::Event;
-use super::super::codec::{decode_row, encode_sections};
-use super::tables::{EVENTS, LOG, UNFINISHED, damaged, extent};
-use crate::id::{RunId, Seq};
+use super::super::codec::Op;
+use super::super::{Event, Outcome, RunRecord, RunState};
+use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
-/// What a run has in the log before it becomes a segment. Less would rewrite more paths of pages, more
-/// would hold more of the log and of memory. Tests have small bounds, so that each meets all states.
-const SEGMENT_MIN: usize = if cfg!(test) { 1 << 10 } else { 8 << 10 };
-
-/// Where a row of the log is cut. What is a little larger than a power of two wastes most of its pages.
-const ROW_BYTES: usize = if cfg!(test) { 2 << 10 } else { 12 << 10 };
-
-/// What the log may have before its oldest rows are cleared: it is read when the store is opened.
-const LOG_BYTES: usize = if cfg!(test) { 16 << 10 } else { 8 << 20 };
-
-/// For how much of what the log has too much the cleaner takes one step more.
-const STEP_BYTES: usize = SEGMENT_MIN / 8;
-
-/// How much of a run is enough for a segment. Runs differ, as those that began together would otherwise
-/// fill theirs together, all in one slow commit.
-pub(super) fn enough(run: RunId) -> usize {
-    // Less than `SEGMENT_MIN` by the remainder.
-    let spread = run.as_u128() % SEGMENT_MIN as u128;
-    SEGMENT_MIN + spread as usize
-}
-
-/// What is in the log.
+/// The layers.
 #[derive(Default)]
 pub(super) struct Recent {
-    /// All runs that are not over, whether or not they have something in the log.
-    runs: HashMap<RunId, Live>,
-    rows: VecDeque<Row>,
-    bytes: usize,
-    /// The position of the next row.
-    next: u64,
+    filling: Layer,
+    settling: Option<Arc<Layer>>,
 }
 
-/// How far a run has come.
-#[derive(Default, Clone)]
-pub(super) struct Live {
-    /// The last durable event.
-    pub(super) last: Seq,
-    /// The bytes of the run's segments.
-    pub(super) segment_bytes: u64,
-    /// The events that no segment has yet.
+/// What a half of the log has.
+#[derive(Default)]
+pub(super) struct Layer {
+    pub(super) runs: HashMap<RunId, Part>,
+    pub(super) instances: HashMap<InstanceKey, Kept>,
+    /// The last record of the log that is in here.
+    pub(super) last_record: u64,
+}
+
+/// What it has of a run.
+#[derive(Default)]
+pub(super) struct Part {
+    pub(super) progress: Progress,
+    /// In order of their numbers.
     pub(super) events: Vec<Arc<Event>>,
-    /// Their sizes together.
-    pub(super) size: usize,
-    /// The row that has the first of them.
-    since: u64,
 }
 
-/// A row of the log.
-struct Row {
-    position: u64,
-    bytes: usize,
-    runs: Vec<RunId>,
+/// How far a part takes its run.
+#[derive(Default, Clone)]
+pub(super) struct Progress {
+    pub(super) start: Option<Start>,
+    last: Option<Seq>,
+    pub(super) end: Option<End>,
 }
 
-/// What a commit does to the log, to be [applied](Recent::apply) when it is durable.
-pub(super) struct Change {
-    runs: Vec<(RunId, Moved)>,
-    rows: Vec<Row>,
-    /// The bytes of these rows.
-    written: Vec<Vec<u8>>,
-    next: u64,
-    cleared: usize,
+#[derive(Clone)]
+pub(super) struct Start {
+    instance: InstanceKey,
+    module: Digest,
+    pub(super) request: Option<Bytes>,
+    at_ms: u64,
 }
 
-/// What a commit does to a run.
-enum Moved {
-    /// It has come so far, and all of it is in segments.
-    Stored { last: Seq, segment_bytes: u64 },
-    /// The row of this position has these events too.
-    Logged { position: u64, events: Vec<Arc<Event>> },
-    /// It is over.
-    Ended,
+#[derive(Clone)]
+pub(super) struct End {
+    outcome: Outcome,
+    pub(super) at_ms: u64,
+}
+
+/// What it has of an instance, runs aside.
+#[derive(Default)]
+pub(super) struct Kept {
+    pub(super) document: Option<Arc<str>>,
+    /// Values, and by `None` that there is none.
+    pub(super) storage: BTreeMap<Box<str>, Option<Bytes>>,
+    /// The newest events that have ids of the agent's own.
+    pub(super) ids: HashMap<Box<str>, Cursor>,
 }
 
 impl Recent {
-    /// What the file has.
-    pub(super) fn load(transaction: &ReadTransaction) -> Result<Self, Error> {
-        let mut recent = Self::default();
-        let events = transaction.open_table(EVENTS)?;
-        for row in transaction.open_table(UNFINISHED)?.iter()? {
-            let run = RunId::from_u128(row?.0.value());
-            let (last, segment_bytes) = extent(&events, run)?;
-            recent.runs.insert(run, Live::stored(last, segment_bytes));
+    /// The layers, the newer first.
+    fn layers(&self) -> impl DoubleEndedIterator<Item = &Layer> {
+        [Some(&self.filling), self.settling.as_deref()].into_iter().flatten()
+    }
+
+    fn kept(&self, instance: &InstanceKey) -> impl DoubleEndedIterator<Item = &Kept> {
+        self.layers().filter_map(|layer| layer.instances.get(instance))
+    }
+
+    /// The layer that is being filled.
+    pub(super) fn filling(&mut self) -> &mut Layer {
+        &mut self.filling
+    }
+
+    /// The layer that is to be settled.
+    pub(super) fn settling(&self) -> Option<&Arc<Layer>> {
+        self.settling.as_ref()
+    }
+
+    /// Has the layer settled that was being filled. There must be none on its way.
+    pub(super) fn settle(&mut self) {
+        debug_assert!(self.settling.is_none(), "a layer is settled before the next one");
+        self.settling = Some(Arc::new(std::mem::take(&mut self.filling)));
+    }
+
+    /// The layer is in the tables. It is returned to be dropped where no one waits for it.
+    pub(super) fn settled(&mut self) -> Option<Arc<Layer>> {
+        self.settling.take()
+    }
+
+    /// How far the layers take a run, the older first.
+    pub(super) fn progress(&self, run: RunId) -> Vec<Progress> {
+        let parts = self.layers().rev().filter_map(|layer| layer.runs.get(&run));
+        parts.map(|part| part.progress.clone()).collect()
+    }
+
+    /// The events of a run that follow this one, as many as `max_bytes` hold and at least one if there is one.
+    pub(super) fn after(&self, run: RunId, after: Seq, max_bytes: usize) -> Vec<Arc<Event>> {
+        let parts = self.layers().rev().filter_map(|layer| layer.runs.get(&run));
+        let follow = parts.flat_map(|part| {
+            let seen = part.events.partition_point(|event| event.seq <= after);
+            &part.events[seen..]
+        });
+        let mut bytes = 0;
+        let fits = follow.take_while(|event| {
+            let first = bytes == 0;
+            bytes += event.size();
+            first || bytes <= max_bytes
+        });
+        fits.cloned().collect()
+    }
+
+    /// The event to which the agent gave this id last.
+    pub(super) fn find_id(&self, instance: &InstanceKey, id: &str) -> Option<Cursor> {
+        self.kept(instance).find_map(|kept| kept.ids.get(id).copied())
+    }
+
+    /// The instance's document.
+    pub(super) fn document(&self, instance: &InstanceKey) -> Option<Arc<str>> {
+        self.kept(instance).find_map(|kept| kept.document.clone())
+    }
+
+    /// The value under a key of the instance's storage; by `Some(None)`, that there is none.
+    pub(super) fn value(&self, instance: &InstanceKey, key: &str) -> Option<Option<Bytes>> {
+        self.kept(instance).find_map(|kept| kept.storage.get(key).cloned())
+    }
+
+    /// All values of the instance whose keys start with `prefix`, from a key on, and what is no longer there.
+    pub(super) fn values(
+        &self,
+        instance: &InstanceKey,
+        prefix: &str,
+        from: Bound<&str>,
+    ) -> BTreeMap<Box<str>, Option<Bytes>> {
+        let mut values = BTreeMap::new();
+        for kept in self.kept(instance).rev() {
+            let range = kept.storage.range::<str, _>((from, Bound::Unbounded));
+            let selected = range.take_while(|(key, _)| key.starts_with(prefix));
+            values.extend(selected.map(|(key, value)| (key.clone(), value.clone())));
         }
-        for row in transaction.open_table(LOG)?.iter()? {
-            let (position, row) = row?;
-            let (position, row) = (position.value(), row.value());
-            let mut runs = Vec::new();
-            for (run, event) in decode_row(row).map_err(damaged)? {
-                if let Some(live) = recent.runs.get_mut(&run)
-                    && event.seq > live.last
-                {
-                    live.push(position, event);
-                    runs.push(run);
+        values
+    }
+}
+
+impl Layer {
+    /// Whether there is nothing to settle.
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.instances.is_empty()
+    }
+
+    /// Takes a write that is durable.
+    pub(super) fn apply(&mut self, at_ms: u64, instance: &InstanceKey, op: Op) {
+        match op {
+            Op::Start { run, module, request } => {
+                let instance = instance.clone();
+                let start = Start { instance, module, request, at_ms };
+                self.runs.entry(run).or_default().progress.start = Some(start);
+            }
+            Op::Event { run, event } => {
+                if let Some(id) = &event.id {
+                    let place = Cursor { run, seq: event.seq };
+                    self.kept(instance).ids.insert(id.clone(), place);
+                }
+                let part = self.runs.entry(run).or_default();
+                // A batch that is applied again, as it was not known whether it had become durable, brings what is there.
+                if part.progress.last.is_none_or(|last| event.seq > last) {
+                    part.progress.last = Some(event.seq);
+                    part.events.push(event);
                 }
             }
-            runs.dedup();
-            recent.push(Row { position, bytes: row.len(), runs });
+            Op::End { run, outcome } => {
+                self.runs.entry(run).or_default().progress.end = Some(End { outcome, at_ms });
+            }
+            Op::State(document) => self.kept(instance).document = Some(document),
+            Op::Storage { key, value } => {
+                self.kept(instance).storage.insert(key, value);
+            }
         }
-        Ok(recent)
     }
 
-    /// How far a run has come that is not over.
-    pub(super) fn live(&self, run: RunId) -> Option<&Live> {
-        self.runs.get(&run)
+    fn kept(&mut self, instance: &InstanceKey) -> &mut Kept {
+        self.instances.entry(instance.clone()).or_default()
     }
+}
 
-    /// What the log has of a run after an event.
-    pub(super) fn after(&self, run: RunId, after: Seq) -> Vec<Arc<Event>> {
-        let events = self.live(run).map_or(&[][..], |live| &live.events);
-        events.iter().filter(|event| event.seq > after).cloned().collect()
-    }
-
-    /// Begins a change that clears the log in about `budget` steps, if that is due: by the rows that
-    /// it deletes, and by the returned runs, which it must store.
-    pub(super) fn change(&self, mut budget: usize) -> (Change, Vec<RunId>) {
-        let mut change = Change {
-            runs: Vec::new(),
-            rows: Vec::new(),
-            written: Vec::new(),
-            next: self.next,
-            cleared: 0,
+impl Progress {
+    /// The run's record, as this goes on from there; none if the run is not on record.
+    pub(super) fn onto(&self, run: RunId, record: Option<RunRecord>) -> Option<RunRecord> {
+        let mut record = match &self.start {
+            None => record?,
+            Some(Start { instance, module, at_ms, .. }) => RunRecord {
+                module: *module,
+                state: RunState::Running,
+                ..record.unwrap_or_else(|| RunRecord {
+                    run,
+                    instance: instance.clone(),
+                    module: *module,
+                    state: RunState::Running,
+                    code: None,
+                    started_ms: *at_ms,
+                    ended_ms: None,
+                    last: Seq::ZERO,
+                    interruptions: 0,
+                    interrupted_at: Seq::ZERO,
+                })
+            },
         };
-        let mut due = Vec::new();
-        if self.bytes <= LOG_BYTES {
-            return (change, due);
+        record.last = record.last.max(self.last.unwrap_or_default());
+        if let Some(End { outcome, at_ms }) = &self.end {
+            record.state = outcome.state;
+            record.code.clone_from(&outcome.code);
+            record.ended_ms = Some(*at_ms);
         }
-        // The further it is over, the more: a step may clear a run that has little there, while others bring much.
-        budget += (self.bytes - LOG_BYTES) / STEP_BYTES;
-        for row in &self.rows {
-            // A run that needs an older row is among the due ones already.
-            let begins = |run: &&RunId| self.live(**run).is_some_and(|live| live.begins_in(row));
-            let runs = row.runs.iter().filter(begins);
-            let before = due.len();
-            due.extend(runs.take(budget));
-            budget -= due.len() - before;
-            if budget == 0 {
-                break;
-            }
-            budget -= 1;
-            change.cleared += 1;
-        }
-        (change, due)
-    }
-
-    /// The positions of the rows that the change clears.
-    pub(super) fn cleared(&self, change: &Change) -> impl Iterator<Item = u64> {
-        self.rows.iter().take(change.cleared).map(|row| row.position)
-    }
-
-    /// Moves on by what has become durable.
-    pub(super) fn apply(&mut self, change: Change) {
-        for (run, moved) in change.runs {
-            match moved {
-                Moved::Ended => {
-                    self.runs.remove(&run);
-                }
-                Moved::Stored { last, segment_bytes } => {
-                    self.runs.insert(run, Live::stored(last, segment_bytes));
-                }
-                Moved::Logged { position, events } => {
-                    let live = self.runs.entry(run).or_default();
-                    events.into_iter().for_each(|event| live.push(position, event));
-                }
-            }
-        }
-        for row in self.rows.drain(..change.cleared) {
-            self.bytes -= row.bytes;
-        }
-        change.rows.into_iter().for_each(|row| self.push(row));
-    }
-
-    fn push(&mut self, row: Row) {
-        self.bytes += row.bytes;
-        self.next = row.position + 1;
-        self.rows.push_back(row);
+        Some(record)
     }
 }
-
-impl Live {
-    /// A run that has nothing in the log.
-    pub(super) fn stored(last: Seq, segment_bytes: u64) -> Self {
-        Self { last, segment_bytes, ..Self::default() }
-    }
-
-    fn push(&mut self, position: u64, event: Arc<Event>) {
-        if self.events.is_empty() {
-            self.since = position;
-        }
-        self.last = event.seq;
-        self.size += event.size();
-        self.events.push(event);
-    }
-
-    /// Whether the run's first event of the log is in this row.
-    fn begins_in(&self, row: &Row) -> bool {
-        !self.events.is_empty() && self.since == row.position
-    }
-}
-
-impl Change {
-    /// Puts these events of a run into the log.
-    pub(super) fn log(&mut self, run: RunId, events: Vec<Arc<Event>>) {
-        if self.written.last().is_none_or(|row| row.len() >= ROW_BYTES) {
-            self.rows.push(Row { position: self.next, bytes: 0, runs: Vec::new() });
-            self.written.push(Vec::new());
-            self.next += 1;
-        }
-        if let (Some(row), Some(written)) = (self.rows.last_mut(), self.written.last_mut()) {
-            encode_sections(written, run, &events);
-            row.bytes = written.len();
-            row.runs.push(run);
-            self.runs.push((run, Moved::Logged { position: row.position, events }));
-        }
-    }
-
-    /// All of the run up to `last` is in segments.
-    pub(super) fn store(&mut self, run: RunId, last: Seq, segment_bytes: u64) {
-        self.runs.push((run, Moved::Stored { last, segment_bytes }));
-    }
-
-    /// The run is over.
-    pub(super) fn end(&mut self, run: RunId) {
-        self.runs.push((run, Moved::Ended));
-    }
-
-    /// The rows, with their positions.
-    pub(super) fn rows(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        let bytes = self.written.iter().map(Vec::as_slice);
-        self.rows.iter().map(|row| row.position).zip(bytes)
-    }
-}
-
-#[cfg(test)]
-impl Recent {
-    /// The bytes of the log.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// All of it that must be the same however it came about, to be compared.
-    pub(super) fn outline(&self) -> String {
-        let mut runs: Vec<String> = Vec::new();
-        for (run, live) in &self.runs {
-            let since = (!live.events.is_empty()).then_some(live.since);
-            let seqs = live.events.iter().map(|event| event.seq).collect::<Vec<_>>();
-            let Live { last, segment_bytes, size, .. } = live;
-            runs.push(format!("{run} {last} {segment_bytes} {size} {since:?} {seqs:?}"));
-        }
-        runs.sort();
-        let rows = self.rows.iter().map(|row| (row.position, row.bytes)).collect::<Vec<_>>();
-        format!("{runs:#?} {rows:?} {}", self.bytes)
-    }
-}
-
-#[cfg(test)]
-pub(super) const BOUND: usize = LOG_BYTES;

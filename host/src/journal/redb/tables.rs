@@ -1,26 +1,27 @@
-//! The tables of the file, and what a commit does to them.
+//! The tables of the file, and what is done to them.
 //!
-//! A batch of turns is applied by [`Tables::apply`], whose every write is a put or a delete that changes nothing when it
-//! is done twice; [`Tables::trim`] then lets go a bounded number of rows of what retention no longer keeps. Both
-//! belong to the caller's transaction. The cost is one row for all that goes to the log, and one per segment, state, value
-//! and end. A table that a commit does not need is not opened, as that has a cost of its own.
+//! A layer of the log is settled by [`Tables::settle`], whose every write is a put or a delete that changes nothing when it
+//! is done twice; [`Tables::trim`] lets go a bounded number of rows of what retention no longer keeps. Both
+//! belong to the caller's transaction. A layer costs a row for each run that began or ended, for each segment, document,
+//! value and id, in the order of the keys. A table that a transaction does not need is not opened, as that has a
+//! cost of its own.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::{Duration, SystemTime};
 
 use ::redb::{Error, Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 
+use super::super::RunRecord;
 use super::super::codec::{Damaged, Segment, decode_run, encode_run, encode_segment, split};
-use super::super::{Event, Outcome, RunRecord, RunState, Submitted, Tail, Write};
-use super::recent::{Change, Live, Recent, enough};
-use crate::id::{Digest, InstanceKey, RunId, Seq};
+use super::log::Place;
+use super::recent::{Kept, Layer, Part};
+use crate::id::{InstanceKey, RunId, Seq};
 
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 pub(super) const RUNS: TableDefinition<u128, &[u8]> = TableDefinition::new("runs");
 pub(super) const UNFINISHED: TableDefinition<u128, ()> = TableDefinition::new("unfinished");
 pub(super) const REQUESTS: TableDefinition<u128, &[u8]> = TableDefinition::new("requests");
-pub(super) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 pub(super) const EVENTS: TableDefinition<(u128, u64), &[u8]> = TableDefinition::new("events");
 pub(super) const IDS: TableDefinition<(&str, &str, &str), (u128, u64)> =
     TableDefinition::new("ids");
@@ -31,17 +32,22 @@ pub(super) const ENDED: TableDefinition<(u64, u128), u64> = TableDefinition::new
 pub(super) const TRIMMING: TableDefinition<u128, (&str, &str)> = TableDefinition::new("trimming");
 
 /// The layout above. Another one gets another number, and a file is only read by who knows its number.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_ENDED_BYTES: &str = "ended_bytes";
 pub(super) const META_TRIMMED_UNTIL: &str = "trimmed_until_ms";
+/// The mark of the log that belongs to the tables, and what of it they have: see [`Place`].
+pub(super) const META_LOG_MARK: &str = "log_mark";
+const META_LOG_HALF: &str = "log_half";
+const META_LOG_EPOCH: &str = "log_epoch";
+const META_LOG_SETTLED: &str = "log_settled";
 
 /// What an ended run counts beyond its events, so that a flood of runs without any is trimmed too.
 pub(super) const RUN_OVERHEAD: u64 = 512;
 
-/// Steps that one commit takes to clear the log, and rows that it deletes for retention, or twice what it
-/// wrote if that is more: both keep up with any load, and neither ever holds up a commit for long.
-pub(super) const STEP: usize = 64;
+/// Rows that one transaction deletes for retention, or twice what it wrote if that is more: so retention keeps up with any
+/// load, and never holds up the next layer for long.
+pub(super) const STEP: usize = if cfg!(test) { 64 } else { 1024 };
 
 /// Which ended runs go.
 #[derive(Clone, Copy)]
@@ -77,7 +83,6 @@ pub(super) struct Tables<'t> {
     pub(super) runs: Lazy<'t, u128, &'static [u8]>,
     pub(super) unfinished: Lazy<'t, u128, ()>,
     pub(super) requests: Lazy<'t, u128, &'static [u8]>,
-    pub(super) log: Lazy<'t, u64, &'static [u8]>,
     pub(super) events: Lazy<'t, (u128, u64), &'static [u8]>,
     pub(super) ids: Lazy<'t, (&'static str, &'static str, &'static str), (u128, u64)>,
     pub(super) states: Lazy<'t, (&'static str, &'static str), &'static str>,
@@ -86,10 +91,9 @@ pub(super) struct Tables<'t> {
     pub(super) trimming: Lazy<'t, u128, (&'static str, &'static str)>,
 }
 
-/// What came of a batch.
-pub(super) struct Applied {
-    /// What is to be done in memory when the batch is durable.
-    pub(super) change: Change,
+/// What came of a layer.
+#[derive(Default)]
+pub(super) struct Settled {
     /// How many runs and segments were written.
     pub(super) written: usize,
     /// Whether a run ended.
@@ -116,17 +120,6 @@ impl<'t, K: Key + 'static, V: Value + 'static> Lazy<'t, K, V> {
     }
 }
 
-/// What a batch has for one run.
-#[derive(Default)]
-struct Part<'a> {
-    /// The run was not on record before, so no table has anything of it.
-    new: bool,
-    /// The run must leave the log.
-    due: bool,
-    events: Vec<Arc<Event>>,
-    outcome: Option<&'a Outcome>,
-}
-
 impl<'t> Tables<'t> {
     pub(super) fn new(transaction: &'t WriteTransaction) -> Self {
         Self {
@@ -134,7 +127,6 @@ impl<'t> Tables<'t> {
             runs: Lazy::new(transaction, RUNS),
             unfinished: Lazy::new(transaction, UNFINISHED),
             requests: Lazy::new(transaction, REQUESTS),
-            log: Lazy::new(transaction, LOG),
             events: Lazy::new(transaction, EVENTS),
             ids: Lazy::new(transaction, IDS),
             states: Lazy::new(transaction, STATES),
@@ -144,13 +136,13 @@ impl<'t> Tables<'t> {
         }
     }
 
-    /// Makes all tables, so that those who read find them.
-    pub(super) fn make(&mut self) -> Result<(), Error> {
+    /// Makes all tables, so that those who read find them, for the log that has this mark.
+    pub(super) fn make(&mut self, mark: u64) -> Result<(), Error> {
         self.meta.open()?.insert(META_FORMAT, FORMAT)?;
+        self.meta.open()?.insert(META_LOG_MARK, mark)?;
         self.runs.open()?;
         self.unfinished.open()?;
         self.requests.open()?;
-        self.log.open()?;
         self.events.open()?;
         self.ids.open()?;
         self.states.open()?;
@@ -160,180 +152,118 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// Applies turns. Whatever an earlier attempt at the same turns wrote, it replaces or leaves as it is.
-    pub(super) fn apply(
-        &mut self,
-        turns: &[Submitted],
-        recent: &Recent,
-        now: SystemTime,
-    ) -> Result<Applied, Error> {
-        let mut parts: BTreeMap<RunId, Part> = BTreeMap::new();
-        for submitted in turns {
-            let (agent, name) = pair(submitted.lane.instance());
-            for write in &submitted.turn.0 {
-                match write {
-                    Write::Start { tail, module, request } => {
-                        let new = self.start(tail, *module, request.as_deref(), now)?;
-                        parts.entry(tail.run()).or_default().new |= new;
-                    }
-                    Write::Event { tail, event } => {
-                        if let Some(id) = &event.id {
-                            let place = (tail.run().as_u128(), event.seq.0);
-                            self.ids.open()?.insert((agent, name, &**id), place)?;
-                        }
-                        parts.entry(tail.run()).or_default().events.push(Arc::clone(event));
-                    }
-                    Write::End { tail, outcome } => {
-                        parts.entry(tail.run()).or_default().outcome = Some(outcome);
-                    }
-                    Write::State(document) => {
-                        self.states.open()?.insert((agent, name), &**document)?;
-                    }
-                    Write::Storage { key, value: Some(value) } => {
-                        self.storage.open()?.insert((agent, name, &**key), &**value)?;
-                    }
-                    Write::Storage { key, value: None } => {
-                        self.storage.open()?.remove((agent, name, &**key))?;
-                    }
-                }
-            }
-        }
-        let (mut change, due) = recent.change(STEP.max(2 * parts.len()));
-        for run in due {
-            parts.entry(run).or_default().due = true;
-        }
-        let (mut written, mut ended) = (0, false);
-        for (run, part) in parts {
-            written += 1;
-            ended |= part.outcome.is_some();
-            written += self.advance(run, part, recent, &mut change, now)?;
-        }
-        for (position, row) in change.rows() {
-            self.log.open()?.insert(position, row)?;
-        }
-        for position in recent.cleared(&change) {
-            self.log.open()?.remove(position)?;
-        }
-        Ok(Applied { change, written, ended })
+    /// What the tables have of the log.
+    pub(super) fn place(&mut self) -> Result<Place, Error> {
+        let meta = self.meta.open()?;
+        let half = usize::try_from(number(meta, META_LOG_HALF)?).map_err(|_| damaged(Damaged))?;
+        let (epoch, settled) = (number(meta, META_LOG_EPOCH)?, number(meta, META_LOG_SETTLED)?);
+        Ok(Place { half, epoch, settled })
     }
 
-    /// Puts a run on record, and returns whether it was not.
-    fn start(
-        &mut self,
-        tail: &Tail,
-        module: Digest,
-        request: Option<&[u8]>,
-        now: SystemTime,
-    ) -> Result<bool, Error> {
-        let run = tail.run();
-        let known = record(self.runs.open()?, run)?;
-        let new = known.is_none();
-        let record = RunRecord {
-            module,
-            state: RunState::Running,
-            ..known.unwrap_or_else(|| RunRecord {
-                run,
-                instance: tail.instance().clone(),
-                module,
-                state: RunState::Running,
-                code: None,
-                started_ms: millis(now),
-                ended_ms: None,
-                last: Seq::ZERO,
-                interruptions: 0,
-                interrupted_at: Seq::ZERO,
-            })
-        };
-        self.put(&record)?;
-        self.unfinished.open()?.insert(run.as_u128(), ())?;
-        if let Some(request) = request {
-            self.requests.open()?.insert(run.as_u128(), request)?;
+    /// Notes what the tables have of the log.
+    pub(super) fn set_place(&mut self, place: Place) -> Result<(), Error> {
+        let meta = self.meta.open()?;
+        meta.insert(META_LOG_HALF, place.half as u64)?;
+        meta.insert(META_LOG_EPOCH, place.epoch)?;
+        self.set_settled(place.settled)
+    }
+
+    /// Notes up to which record the tables have what the log has.
+    pub(super) fn set_settled(&mut self, record: u64) -> Result<(), Error> {
+        self.meta.open()?.insert(META_LOG_SETTLED, record)?;
+        Ok(())
+    }
+
+    /// Writes a layer. Whatever of it the tables have already, it replaces or leaves as it is.
+    pub(super) fn settle(&mut self, layer: &Layer) -> Result<Settled, Error> {
+        let mut settled = Settled::default();
+        for (instance, kept) in sorted(&layer.instances) {
+            self.keep(instance, kept)?;
         }
-        Ok(new)
+        for (run, part) in sorted(&layer.runs) {
+            settled.written += 1 + self.advance(*run, part)?;
+            settled.ended |= part.progress.end.is_some();
+        }
+        Ok(settled)
+    }
+
+    fn keep(&mut self, instance: &InstanceKey, kept: &Kept) -> Result<(), Error> {
+        let (agent, name) = pair(instance);
+        if let Some(document) = &kept.document {
+            self.states.open()?.insert((agent, name), &**document)?;
+        }
+        for (key, value) in &kept.storage {
+            match value {
+                Some(value) => drop(self.storage.open()?.insert((agent, name, &**key), &**value)?),
+                None => drop(self.storage.open()?.remove((agent, name, &**key))?),
+            }
+        }
+        for (id, place) in sorted(&kept.ids) {
+            let place = (place.run.as_u128(), place.seq.0);
+            self.ids.open()?.insert((agent, name, &**id), place)?;
+        }
+        Ok(())
     }
 
     /// Takes a run further, and returns how many segments that took.
-    fn advance(
-        &mut self,
-        run: RunId,
-        mut part: Part<'_>,
-        recent: &Recent,
-        change: &mut Change,
-        now: SystemTime,
-    ) -> Result<usize, Error> {
-        let unknown;
-        let live = match recent.live(run) {
-            Some(live) => live,
-            None => {
-                let (last, bytes) = if part.new {
-                    (Seq::ZERO, 0)
-                } else if record(self.runs.open()?, run)?.is_some() {
-                    extent(self.events.open()?, run)?
-                } else {
-                    // Retention deleted it, by an earlier attempt at this batch.
-                    tracing::warn!(%run, "a run goes on that is not on record");
-                    return Ok(0);
-                };
-                change.store(run, last, bytes);
-                unknown = Live::stored(last, bytes);
-                &unknown
-            }
+    fn advance(&mut self, run: RunId, part: &Part) -> Result<usize, Error> {
+        let known = record(self.runs.open()?, run)?;
+        let (mut last, mut bytes) = match &known {
+            Some(_) => extent(self.events.open()?, run)?,
+            None => (Seq::ZERO, 0),
         };
-        // An earlier attempt at this batch may have brought them already.
-        part.events.retain(|event| event.seq > live.last);
-        let size = part.events.iter().map(|event| event.size()).sum::<usize>();
+        let Some(mut record) = part.progress.onto(run, known.clone()) else {
+            // Retention deleted it, after an earlier attempt at the same batch.
+            tracing::warn!(%run, "a run goes on that is not on record");
+            return Ok(0);
+        };
+        // An earlier attempt at the same batch may have brought some already.
+        let new = part.events.partition_point(|event| event.seq <= last);
         let mut segments = 0;
-        let mut segment_bytes = live.segment_bytes;
-        let last = part.events.last().map_or(live.last, |event| event.seq);
-        if part.due || part.outcome.is_some() || live.size + size >= enough(run) {
-            let events: Vec<&Event> =
-                live.events.iter().chain(&part.events).map(|event| &**event).collect();
-            for events in split(&events) {
-                let Some(last) = events.last() else { continue };
-                let segment = encode_segment(events, segment_bytes);
-                segment_bytes += segment.len() as u64;
-                self.events.open()?.insert((run.as_u128(), last.seq.0), &*segment)?;
-                segments += 1;
-            }
-            change.store(run, last, segment_bytes);
-        } else if !part.events.is_empty() {
-            change.log(run, part.events);
+        for events in split(&part.events[new..]) {
+            let segment = encode_segment(events, bytes);
+            bytes += segment.len() as u64;
+            last = events.last().map_or(last, |event| event.seq);
+            self.events.open()?.insert((run.as_u128(), last.0), &*segment)?;
+            segments += 1;
         }
-        if let Some(outcome) = part.outcome {
-            self.end(run, outcome, (last, segment_bytes), now)?;
-            change.end(run);
+        if let Some(end) = &part.progress.end {
+            record.last = last;
+            self.end(&record, known.as_ref(), end.at_ms, bytes + RUN_OVERHEAD)?;
+        } else if let Some(start) = &part.progress.start {
+            self.put(&record)?;
+            self.unfinished.open()?.insert(run.as_u128(), ())?;
+            if let Some(request) = &start.request {
+                self.requests.open()?.insert(run.as_u128(), &**request)?;
+            }
         }
         Ok(segments)
     }
 
+    /// Puts the end of a run on record, which counts so many bytes for retention from then on.
     fn end(
         &mut self,
-        run: RunId,
-        outcome: &Outcome,
-        (last, segment_bytes): (Seq, u64),
-        now: SystemTime,
+        record: &RunRecord,
+        known: Option<&RunRecord>,
+        ended_ms: u64,
+        bytes: u64,
     ) -> Result<(), Error> {
-        let record = record(self.runs.open()?, run)?;
-        let mut record = record.ok_or_else(|| damaged(Damaged))?;
-        let ended_table = self.ended.open()?;
+        let run = record.run.as_u128();
+        let ended = self.ended.open()?;
         let meta = self.meta.open()?;
         let mut ended_bytes = number(meta, META_ENDED_BYTES)?;
-        // An earlier attempt may have ended it, at another time.
-        if let Some(ended_ms) = record.ended_ms {
-            let replaced = ended_table.remove((ended_ms, run.as_u128()))?;
+        // An earlier attempt at the same batch may have ended it, at another time.
+        if let Some(ended_ms) = known.and_then(|known| known.ended_ms) {
+            let replaced = ended.remove((ended_ms, run))?;
             ended_bytes -= replaced.map_or(0, |bytes| bytes.value().min(ended_bytes));
         }
-        let bytes = segment_bytes + RUN_OVERHEAD;
-        ended_table.insert((millis(now), run.as_u128()), bytes)?;
+        ended.insert((ended_ms, run), bytes)?;
         meta.insert(META_ENDED_BYTES, ended_bytes + bytes)?;
-        record.last = last;
-        record.state = outcome.state;
-        record.code = outcome.code.clone();
-        record.ended_ms = Some(millis(now));
-        self.put(&record)?;
-        self.unfinished.open()?.remove(run.as_u128())?;
-        self.requests.open()?.remove(run.as_u128())?;
-        Ok(())
+        if known.is_some() {
+            self.unfinished.open()?.remove(run)?;
+            self.requests.open()?.remove(run)?;
+        }
+        self.put(record)
     }
 
     pub(super) fn put(&mut self, record: &RunRecord) -> Result<(), Error> {
@@ -421,6 +351,13 @@ impl<'t> Tables<'t> {
         }
         Ok(0)
     }
+}
+
+/// The entries of a map, in the order of their keys, which is that of the tables.
+fn sorted<K: Ord + Hash, V>(map: &HashMap<K, V>) -> Vec<(&K, &V)> {
+    let mut entries: Vec<(&K, &V)> = map.iter().collect();
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    entries
 }
 
 pub(super) fn number(
