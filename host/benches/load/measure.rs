@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -155,6 +157,26 @@ fn ticks(count: u64) -> Duration {
     Duration::from_secs(count) / rustix::param::clock_ticks_per_second() as u32
 }
 
+/// The disk under a directory. What the kernel tells of a process is no measure of what reaches it: a page that is written
+/// to counts there with all pages that the cache keeps together with it.
+pub struct Disk(String);
+
+impl Disk {
+    pub fn under(directory: &Path) -> anyhow::Result<Self> {
+        let device = fs::metadata(directory)?.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        Ok(Self(format!("/sys/dev/block/{major}:{minor}/stat")))
+    }
+
+    /// The bytes that were written to it so far, by whomever.
+    pub fn written(&self) -> anyhow::Result<f64> {
+        let stat = fs::read_to_string(&self.0)
+            .with_context(|| format!("cannot read {}: is the directory on a disk?", self.0))?;
+        let sectors: f64 = stat.split_whitespace().nth(6).context("sectors written")?.parse()?;
+        Ok(sectors * 512.0)
+    }
+}
+
 /// A process as the kernel sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Process(pub u32);
@@ -183,11 +205,6 @@ impl Process {
     /// The bytes of memory that are its own, with its share of what others have too.
     pub fn memory(self) -> anyhow::Result<f64> {
         Ok(self.figure("smaps_rollup", "Pss:")? * 1024.0)
-    }
-
-    /// The bytes that it has given to the disk so far: whole pages of files, each time they were written anew.
-    pub fn written(self) -> anyhow::Result<f64> {
-        self.figure("io", "write_bytes:")
     }
 
     /// The number behind this key.

@@ -11,7 +11,8 @@
 //! (retention deleted the run under it) knows it and says [`Step::Broken`]. A store that fails is opened
 //! again by the writer; a reader that needs it meanwhile waits, as it does for events.
 //!
-//! **Limits.** A page is at most [`JournalLimits::page_bytes`](crate::config::JournalLimits::page_bytes), or one event.
+//! **Limits.** A page is at most [`JournalLimits::page_bytes`](crate::config::JournalLimits::page_bytes), or one event. The first
+//! from the store is small and each next one twice as large, so that a crowd of readers that comes back at once has its first events soon.
 //!
 //! **Cost.** An idle reader is an `Arc` pair, two numbers and a waker; an event that it waited for, one wake-up. A page from the store is one
 //! short transaction on a blocking thread.
@@ -34,12 +35,17 @@ use super::{Event, Health, Located, NotResumable, Outcome, RunRecord, StoreError
 use crate::event;
 use crate::id::{Cursor, InstanceKey, Seq};
 
+/// What the first page from the store holds.
+const FIRST_PAGE: usize = 16 << 10;
+
 /// Reads a run from a cursor on.
 pub struct Reader {
     shared: Arc<Shared>,
     tail: Arc<Tail>,
     cursor: Seq,
     seat: Seat,
+    /// What the next page from the store may hold.
+    fetch_bytes: usize,
     /// A page on its way from the store.
     fetching: Option<Fetching>,
 }
@@ -100,7 +106,8 @@ impl Deref for Page {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, tail: Arc<Tail>, after: Seq) -> Self {
-        Self { shared, tail, cursor: after, seat: Seat::default(), fetching: None }
+        let fetch_bytes = FIRST_PAGE.min(shared.page_bytes);
+        Self { shared, tail, cursor: after, seat: Seat::default(), fetch_bytes, fetching: None }
     }
 
     /// The run that is read.
@@ -147,8 +154,10 @@ impl Reader {
                 Following::Events(events) => return Poll::Ready(Ok(Page::new(events, shared))),
                 Following::End(outcome) => return Poll::Ready(Err(Step::End(outcome))),
                 Following::Stored => {
-                    let page = fetch(Arc::clone(shared), Arc::clone(&self.tail), self.cursor);
+                    let (shared, tail) = (Arc::clone(shared), Arc::clone(&self.tail));
+                    let page = fetch(shared, tail, self.cursor, self.fetch_bytes);
                     self.fetching = Some(Box::pin(page));
+                    self.fetch_bytes = (2 * self.fetch_bytes).min(page_bytes);
                 }
                 // A journal that dies says so before it wakes who waits.
                 Following::Nothing => {
@@ -169,14 +178,19 @@ impl Drop for Reader {
 }
 
 /// Reads a page from the store, again after a failure that passes.
-async fn fetch(shared: Arc<Shared>, tail: Arc<Tail>, after: Seq) -> Result<Page, Step> {
+async fn fetch(
+    shared: Arc<Shared>,
+    tail: Arc<Tail>,
+    after: Seq,
+    max_bytes: usize,
+) -> Result<Page, Step> {
     let mut health = shared.health.subscribe();
     loop {
         // Before the read, so that news that comes after it is not missed.
         health.mark_unchanged();
         let (shared, run) = (Arc::clone(&shared), tail.run());
         let page = blocking(move || {
-            let events = shared.store.events(run, after, shared.page_bytes)?;
+            let events = shared.store.events(run, after, max_bytes)?;
             Ok(Page::new(events, &shared))
         });
         match page.await {

@@ -1,7 +1,7 @@
 //! What reaches the disk for each byte of events.
 //!
 //! Many runs, in an instance each, emit events of 64 bytes: first as fast as they can, then one each 5 ms, when every commit
-//! has few events of many runs. What the kernel has counted as written by the host, whole pages of its files, may
+//! has few events of many runs. What is written to the disk until the host rests, by whomever, may
 //! be 3 times the events' bytes. The bare redb loop writes the same events in batches of 4,096 rows, in this process.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{Bench, Scenario, events};
 use crate::bare;
 use crate::client::{Connection, all, get};
 use crate::host::{Committed, Pair, Server};
-use crate::measure::{Measured, Process, Side};
+use crate::measure::{Disk, Measured, Side};
 use crate::report::{Line, Target, Unit};
 
 /// Events of a run that is not paced.
@@ -23,6 +23,9 @@ const SIZE: usize = 64;
 
 /// Time between two events of a run that is paced.
 const DELAY: Duration = Duration::from_millis(5);
+
+/// When a host that has nothing to do has put its log where it is to stay.
+const REST: Duration = Duration::from_millis(2500);
 
 pub const SCENARIO: Scenario = Scenario {
     name: "bytes-written",
@@ -48,11 +51,12 @@ pub const SCENARIO: Scenario = Scenario {
 
 async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
     let (mut measured, host) = (Measured::default(), &pair.bureau);
+    let disk = Disk::under(bench.directory)?;
     let events = EVENTS * bench.n as u64;
     for round in bench.rounds() {
-        let before = (host.committed().await?, host.process.written()?);
+        let before = (host.committed().await?, disk.written()?);
         events::pass(host, bench.n, EVENTS, SIZE).await?;
-        let [bytes, batch, commit] = written(host, before).await?;
+        let [bytes, batch, commit] = written(host, &disk, before).await?;
         let figures = [
             ("bytes of an event byte", bytes),
             ("events of a commit", batch),
@@ -60,9 +64,9 @@ async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
         ];
         measured.add(round, Side::Bureau, figures);
 
-        let before = (host.committed().await?, host.process.written()?);
+        let before = (host.committed().await?, disk.written()?);
         paced(bench, host).await?;
-        let [bytes, batch, commit] = written(host, before).await?;
+        let [bytes, batch, commit] = written(host, &disk, before).await?;
         let figures = [
             ("paced: bytes of an event byte", bytes),
             ("paced: events of a commit", batch),
@@ -70,17 +74,18 @@ async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
         ];
         measured.add(round, Side::Bureau, figures);
 
-        let before = Process::own().written()?;
+        let before = disk.written()?;
         bare::redb(bench.directory, events, SIZE)?;
-        let bytes = (Process::own().written()? - before) / (events as usize * SIZE) as f64;
+        let bytes = (disk.written()? - before) / (events as usize * SIZE) as f64;
         measured.add(round, Side::Bare, [("bytes of an event byte", bytes)]);
     }
     Ok(measured)
 }
 
 /// Bytes written for each byte of events, events and bytes of a commit, since then.
-async fn written(host: &Server, before: (Committed, f64)) -> anyhow::Result<[f64; 3]> {
-    let bytes = host.process.written()? - before.1;
+async fn written(host: &Server, disk: &Disk, before: (Committed, f64)) -> anyhow::Result<[f64; 3]> {
+    tokio::time::sleep(REST).await;
+    let bytes = disk.written()? - before.1;
     let done = host.committed().await?.since(before.0);
     Ok([bytes / done.events / SIZE as f64, done.events / done.commits, bytes / done.commits])
 }
