@@ -3,19 +3,25 @@
 //! Only bodies written in chunks do, so a call is one future, and the list of those that joined it is empty but for them.
 //! `wit-bindgen`'s own `async-spawn` keeps a set of futures for every call, at three allocations.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::pin::Pin;
 
 use futures_util::future::join_all;
 pub use wit_bindgen::rt::*;
 
 thread_local! {
-    static SPAWNED: RefCell<Vec<Pin<Box<dyn Future<Output = ()>>>>> = const { RefCell::new(Vec::new()) };
+    /// `None`, which is zeros: what is not zeros at first lies among the constants, and an instance that writes there has
+    /// one page more for itself.
+    static SPAWNED: Cell<Option<Box<Spawned>>> = const { Cell::new(None) };
 }
+
+type Spawned = Vec<Pin<Box<dyn Future<Output = ()>>>>;
 
 /// Lets the call that is being made go on with this future when it has returned.
 pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) {
-    SPAWNED.with_borrow_mut(|spawned| spawned.push(Box::pin(future)));
+    let mut spawned = SPAWNED.take().unwrap_or_default();
+    spawned.push(Box::pin(future));
+    SPAWNED.set(Some(spawned));
 }
 
 /// What the generated code knows by this name.
@@ -29,10 +35,45 @@ pub mod async_support {
         wit_bindgen::rt::async_support::start_task(async {
             call.await;
             // Made in the same poll in which the call returned, so no other call's are among them.
-            let spawned = SPAWNED.take();
-            if !spawned.is_empty() {
-                join_all(spawned).await;
+            if let Some(spawned) = SPAWNED.take() {
+                join_all(*spawned).await;
             }
         })
+    }
+}
+
+/// Memory for what the host hands over: the first thing that runs in a new instance, in place of the standard library's own.
+///
+/// Instances share the pages of their module until they write to them. A page that was read before it is written to is
+/// taken from one processor's view after the other, at ten times the cost of one that is written to at once. So this
+/// writes where the allocator, which reads first, keeps its books.
+///
+/// # Safety
+///
+/// The canonical ABI's: a block that it returned, with its size, or none and 0.
+#[cfg(target_family = "wasm")]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cabi_realloc(
+    block: *mut u8,
+    old_size: usize,
+    align: usize,
+    size: usize,
+) -> *mut u8 {
+    use std::alloc::{Layout, alloc, handle_alloc_error, realloc};
+
+    static mut BESIDE_THE_BOOKS: u8 = 0;
+    // SAFETY: there is one thread, and nothing else uses this byte. The rest is the caller's promise.
+    unsafe {
+        (&raw mut BESIDE_THE_BOOKS).write_volatile(1);
+        let layout = |size| Layout::from_size_align_unchecked(size, align);
+        let block = match (old_size, size) {
+            (0, 0) => return std::ptr::without_provenance_mut(align),
+            (0, _) => alloc(layout(size)),
+            _ => realloc(block, layout(old_size), size),
+        };
+        if block.is_null() {
+            handle_alloc_error(layout(size));
+        }
+        block
     }
 }
