@@ -41,9 +41,9 @@ const MAX_TABLE_ELEMENTS: usize = 40_000;
 /// system and taking it again costs several times as much as wiping it.
 const WIPED_TABLE: usize = 8 << 10;
 
-/// Memories that are given back to the system with one call: each call interrupts the other threads. Those that wait for it
-/// can be used at once when the pool has no others.
-const GIVEN_BACK: usize = 16;
+/// Regions that are given back to the system with one call: each call interrupts the other threads. A Rust agent has four, its
+/// tables counted, so this is some sixteen instances. Those that wait for it can be used at once when the pool has no others.
+const GIVEN_BACK: usize = 64;
 
 /// Everything that modules are compiled with and linked against.
 pub struct Engine {
