@@ -10,14 +10,14 @@
 //! **Limits.** All in [`HttpLimits`]. At the limit of connections accepting pauses, and clients wait in the
 //! kernel's queue; so do they while the process is out of file descriptors.
 //!
-//! **Cost.** A connection is a task of some 3 KiB, its buffers, which grow with use, and no timer while its writes move; what a
+//! **Cost.** A connection is a task of some 1 KiB, its buffers, which grow with use, and no timer while its writes move; what a
 //! handler needs goes when it has answered.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -28,9 +28,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::accept::Accept;
@@ -38,7 +39,7 @@ use super::problem::Problem;
 use super::{Body, Incoming};
 use crate::config::HttpLimits;
 use crate::fault::Fault;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Begun, Shutdown};
 
 /// Connections that the kernel holds while none is accepted: a reconnecting crowd must not be refused.
 const BACKLOG: u32 = 4096;
@@ -69,10 +70,10 @@ where
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = async {
-            let permit = room.clone().acquire_owned().await;
-            (listener.accept().await, permit)
+            let place = room.clone().acquire_owned().await.ok();
+            (listener.accept().await, place)
         };
-        let (accepted, permit) = tokio::select! {
+        let (accepted, place) = tokio::select! {
             biased;
             () = shutdown.drain.begun() => return,
             accepted = accepted => accepted,
@@ -87,19 +88,18 @@ where
                 }
             }
         };
-        let connection =
-            connection(server.clone(), stream, service.clone(), limits.clone(), shutdown.clone());
-        shutdown.tasks.spawn(async move {
-            connection.await;
-            drop(permit);
-        });
+        let (server, service) = (server.clone(), service.clone());
+        shutdown.tasks.spawn(connection(server, stream, service, shutdown.clone(), place));
     }
 }
 
-/// The two protocols, with their limits.
+/// The two protocols, with their limits, and the limits that are not hyper's.
 struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
+    header_timeout: Duration,
+    write_stall: Duration,
+    retry: Duration,
 }
 
 impl Protocols {
@@ -117,34 +117,24 @@ impl Protocols {
             .max_send_buf_size(STREAM_BUFFER)
             .keep_alive_interval(limits.heartbeat)
             .keep_alive_timeout(limits.heartbeat);
-        Self { http1, http2 }
+        let &HttpLimits { header_timeout, write_stall, retry, .. } = limits;
+        Self { http1, http2, header_timeout, write_stall, retry }
     }
 }
 
+/// One connection, from its first byte on, with its place among those that there may be.
 async fn connection<S, F>(
     server: Arc<Protocols>,
     stream: TcpStream,
     service: S,
-    limits: HttpLimits,
     shutdown: Shutdown,
+    _place: Option<OwnedSemaphorePermit>,
 ) where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
-    let _ = stream.set_nodelay(true);
-    let mut stream = Guarded::new(stream, limits.write_stall);
-    let opened = tokio::select! {
-        biased;
-        () = shutdown.drain.begun() => return,
-        opened = timeout(limits.header_timeout, stream.open()) => opened,
-    };
-    let version = match opened {
-        Ok(Ok(version)) => version,
-        Ok(Err(error)) => return tracing::debug!(%error, "a connection broke"),
-        Err(_) => return tracing::debug!("a client said nothing"),
-    };
-    let retry = limits.retry;
+    let Some((stream, version)) = open(&server, stream, &shutdown).await else { return };
+    let retry = server.retry;
     let service = service_fn(move |request| {
         let service = service.clone();
         // Called inside the future, so that a panic before its first await is caught too; and in a box, which is
@@ -159,35 +149,74 @@ async fn connection<S, F>(
         }
     });
     let io = TokioIo::new(stream);
-    match version {
-        Version::Http1 => drive(server.http1.serve_connection(io, service), shutdown).await,
+    let served = match version {
+        Version::Http1 => Serving::new(server.http1.serve_connection(io, service), &shutdown).await,
         // The larger of the two, and the rarer.
         Version::Http2 => {
-            Box::pin(drive(server.http2.serve_connection(io, service), shutdown)).await;
+            Box::pin(Serving::new(server.http2.serve_connection(io, service), &shutdown)).await
         }
-    }
-}
-
-/// Serves a connection to its end, or to that of the host.
-async fn drive<C>(connection: C, shutdown: Shutdown)
-where
-    C: GracefulConnection<Error = hyper::Error>,
-{
-    let mut serving = pin!(connection);
-    let served = tokio::select! {
-        biased;
-        () = shutdown.force.begun() => return,
-        () = shutdown.drain.begun() => {
-            serving.as_mut().graceful_shutdown();
-            tokio::select! {
-                () = shutdown.force.begun() => return,
-                served = serving => served,
-            }
-        }
-        served = serving.as_mut() => served,
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// Waits for a connection's first bytes. A future of its own, as its place is then used for what follows.
+async fn open(
+    server: &Protocols,
+    stream: TcpStream,
+    shutdown: &Shutdown,
+) -> Option<(Guarded<TcpStream>, Version)> {
+    // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
+    let _ = stream.set_nodelay(true);
+    let mut stream = Guarded::new(stream, server.write_stall);
+    let opened = tokio::select! {
+        biased;
+        () = shutdown.drain.begun() => return None,
+        opened = timeout(server.header_timeout, stream.open()) => opened,
+    };
+    match opened {
+        Ok(Ok(version)) => return Some((stream, version)),
+        Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+        Err(_) => tracing::debug!("a client said nothing"),
+    }
+    None
+}
+
+pin_project! {
+    /// A connection that is served to its end, or to that of the host. Written by hand, because an async function
+    /// would have place for the connection twice, as its argument and where it is polled.
+    struct Serving<C> {
+        #[pin]
+        connection: C,
+        #[pin]
+        drain: Begun,
+        #[pin]
+        force: Begun,
+        draining: bool,
+    }
+}
+
+impl<C> Serving<C> {
+    fn new(connection: C, shutdown: &Shutdown) -> Self {
+        let (drain, force) = (shutdown.drain.begun(), shutdown.force.begun());
+        Self { connection, drain, force, draining: false }
+    }
+}
+
+impl<C: GracefulConnection> Future for Serving<C> {
+    type Output = Result<(), C::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if this.force.poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if !*this.draining && this.drain.poll(cx).is_ready() {
+            *this.draining = true;
+            this.connection.as_mut().graceful_shutdown();
+        }
+        this.connection.poll(cx)
     }
 }
 
