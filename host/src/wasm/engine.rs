@@ -10,13 +10,15 @@
 //! **Limits.** The pool's totals follow from [`InstanceLimits::live`]; per component they allow for what
 //! Python and JavaScript toolchains produce, dozens of core instances and tables.
 //!
-//! **Cost.** Address space, not memory: a slot costs its touched pages. A hundred wake-ups per second.
+//! **Cost.** Address space, not memory: a slot costs its touched pages. A hundred wake-ups per second. A sleeping thread per
+//! processor, for compiling.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use wasmtime::component::Linker;
 use wasmtime::{Config, PoolingAllocationConfig};
 
@@ -45,10 +47,17 @@ const WIPED_TABLE: usize = 8 << 10;
 /// tables counted, so this is some sixteen instances. Those that wait for it can be used at once when the pool has no others.
 const GIVEN_BACK: usize = 64;
 
+/// How far compiling stands back, of 19. A thread that wakes to serve takes the processor from one like this at once; when all
+/// processors are busy serving, those that compile still get a tenth, so that a swap is late but comes.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
+
 /// Everything that modules are compiled with and linked against.
 pub struct Engine {
     pub(super) engine: wasmtime::Engine,
     pub(super) linker: Linker<Context>,
+    /// Threads that compile, and give way to those that serve.
+    pub(super) compilers: ThreadPool,
     cache: PathBuf,
 }
 
@@ -69,14 +78,14 @@ impl Engine {
             let mut linker = Linker::new(&engine);
             context::link(&mut linker)?;
             tick(&engine)?;
-            wasmtime::error::Ok((engine, linker))
+            wasmtime::error::Ok((engine, linker, compilers()?))
         };
-        let (engine, linker) = set_up().map_err(|cause| EngineError {
+        let (engine, linker, compilers) = set_up().map_err(|cause| EngineError {
             live: limits.live,
             memory: limits.memory_bytes,
             cause,
         })?;
-        Ok(Self { engine, linker, cache })
+        Ok(Self { engine, linker, compilers, cache })
     }
 
     /// Where compiled code is kept.
@@ -118,6 +127,24 @@ fn configuration(limits: &InstanceLimits) -> Config {
     config.wasm_component_model_async(true).epoch_interruption(true).allocation_strategy(pool);
     config
 }
+
+/// As many threads as there are processors, as wasmtime would have them, but for the priority.
+fn compilers() -> wasmtime::Result<ThreadPool> {
+    let threads = ThreadPoolBuilder::new().thread_name(|n| format!("compiler-{n}"));
+    Ok(threads.start_handler(|_| give_way()).build()?)
+}
+
+/// Lets other threads go before this one.
+#[cfg(target_os = "linux")]
+fn give_way() {
+    if let Err(cause) = rustix::process::nice(NICE) {
+        tracing::debug!(%cause, "compiling does not give way");
+    }
+}
+
+/// Elsewhere a thread has no priority of its own, or none that can be had without `unsafe`.
+#[cfg(not(target_os = "linux"))]
+fn give_way() {}
 
 fn tick(engine: &wasmtime::Engine) -> wasmtime::Result<()> {
     let engine = engine.weak();

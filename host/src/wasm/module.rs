@@ -12,6 +12,7 @@
 //! deleted at any time.
 //!
 //! **Cost.** Compiling a Rust agent takes tenths of a second and a Python one seconds; loading either from the cache, milliseconds.
+//! While it compiles, a module takes what the processors have left.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -102,12 +103,15 @@ fn compile(engine: &Engine, digest: Digest, bytes: &[u8]) -> Result<Component, L
     if let Some(component) = cached(engine, &path) {
         return Ok(component);
     }
-    let component = Component::new(&engine.engine, bytes)
-        .map_err(|cause| LoadError::NotComponent(format!("{cause:#}")))?;
-    if let Err(cause) = keep(&component, &path) {
-        tracing::warn!(path = %path.display(), %cause, "compiled code was not cached");
-    }
-    Ok(component)
+    // Called on one of these threads, wasmtime compiles on all of them.
+    engine.compilers.install(|| {
+        let component = Component::new(&engine.engine, bytes)
+            .map_err(|cause| LoadError::NotComponent(format!("{cause:#}")))?;
+        if let Err(cause) = keep(&component, &path) {
+            tracing::warn!(path = %path.display(), %cause, "compiled code was not cached");
+        }
+        Ok(component)
+    })
 }
 
 fn cached(engine: &Engine, path: &Path) -> Option<Component> {
