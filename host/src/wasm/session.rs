@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,7 +118,7 @@ struct Clock {
 /// The turn being made, and the runs that may take part in it.
 #[derive(Default)]
 struct Making {
-    runs: HashMap<RunId, Run>,
+    runs: HashMap<RunId, Run, BuildHasherDefault<IdHasher>>,
     writes: Vec<Write>,
     bytes: usize,
     document: Option<Arc<str>>,
@@ -131,6 +132,25 @@ struct Making {
     ends: Vec<End>,
     /// Who waits for the last run in flight to end.
     idle: Option<Waker>,
+}
+
+/// Takes a run's id for its own hash: most of it is random, and no client chooses it.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        // The lower half, which has no time in it.
+        self.0 = id as u64;
+    }
 }
 
 /// Why a write was not taken.

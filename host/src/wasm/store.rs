@@ -10,12 +10,13 @@
 //!
 //! **Limits.** Those of the session. **Cost.** Some microseconds a call, and some tens of them a start.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context as Waking, Poll, Waker};
 
 use bytes::Bytes;
+use futures_util::future::Either::{Left, Right};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
@@ -141,15 +142,18 @@ impl LiveStore {
                     match call {
                         Some(call) => {
                             session.begin(&call.run);
-                            calls.push(serve_one(*call, accessor, guest, session));
+                            calls.push(begin(*call, accessor, guest)?);
                         }
                         None => closed = true,
                     }
                 }
+                // A call ends in a step of the event loop, which looks here again before it waits: it need wake nobody.
+                let quiet = &mut Waking::from_waker(Waker::noop());
                 while !calls.is_empty()
-                    && let Poll::Ready(Some(ended)) = calls.poll_next_unpin(cx)
+                    && let Poll::Ready(Some((run, returned))) = calls.poll_next_unpin(quiet)
                 {
-                    ended?;
+                    let (returned,) = returned?;
+                    finish(run, returned, accessor, session)?;
                 }
                 if closed { session.poll_idle(cx).map(Ok) } else { Poll::Pending }
             })
@@ -194,22 +198,45 @@ fn classify(cause: &wasmtime::Error, context: &Context) -> Fault {
     fault
 }
 
-/// Makes one call and sees to its answer.
-async fn serve_one(
+/// What a guest returned.
+type Returned = Result<Reply, AgentError>;
+
+/// Begins a call. What it was made with is the store's from here on; the future is as small as what it waits for.
+fn begin<'a>(
     Call { run, request, entry }: Call,
-    accessor: &Accessor<Context>,
+    accessor: &'a Accessor<Context>,
     guest: &Guest,
+) -> wasmtime::Result<impl Future<Output = (Run, wasmtime::Result<(Returned,)>)> + use<'a>> {
+    let request = to_guest(request);
+    let returned = accessor.with(|mut access| {
+        let handle = access.get().table.push(run.clone())?;
+        wasmtime::error::Ok(match (entry, &guest.resumption) {
+            (Entry::Request, _) => {
+                let export = guest.handler.func_on_request();
+                let call = export.start_call_concurrent(access, (handle, request))?;
+                Left(Left(export.finish_call_concurrent(accessor, call)))
+            }
+            (Entry::Resume(Seq(last)), Some(resumption)) => {
+                let export = resumption.func_on_resume();
+                let call = export.start_call_concurrent(access, (handle, request, last))?;
+                Left(Right(export.finish_call_concurrent(accessor, call)))
+            }
+            (Entry::Resume(_), None) => {
+                let error = AgentError::Other("the module does not resume".into());
+                Right(ready(Ok((Err(error),))))
+            }
+        })
+    })?;
+    Ok(async move { (run, returned.await) })
+}
+
+/// Sees to the answer of a call.
+fn finish(
+    run: Run,
+    returned: Returned,
+    accessor: &Accessor<Context>,
     session: &Arc<Session>,
 ) -> wasmtime::Result<()> {
-    let handle = accessor.with(|mut access| access.get().table.push(run.clone()))?;
-    let request = to_guest(request);
-    let returned = match (entry, &guest.resumption) {
-        (Entry::Resume(Seq(last)), Some(resumption)) => {
-            resumption.call_on_resume(accessor, handle, request, last).await?
-        }
-        (Entry::Resume(_), None) => Err(AgentError::Other("the module does not resume".into())),
-        (Entry::Request, _) => guest.handler.call_on_request(accessor, handle, request).await?,
-    };
     let answer = match returned {
         Ok(Reply::Response(response)) => {
             let head = Head { status: response.status, headers: from_guest(response.headers) };
