@@ -5,6 +5,7 @@
 //! one thread, so `Cell` and `RefCell` are all that the fields need.
 
 use std::marker::PhantomData;
+use std::rc::Rc;
 
 use crate::bindings::bureau::agent::{runs, types as raw};
 use crate::error::Result;
@@ -200,7 +201,8 @@ pub async fn on_request<A: Agent>(
     run: runs::Run,
     request: raw::Request,
 ) -> Result<raw::Reply, raw::AgentError> {
-    let request = Request::try_from(request)?;
+    let run = Rc::new(run);
+    let request = Request::new(request, run.clone())?;
     let reply = agent.on_request(&Run::new(run), request).await?;
     Ok(reply.into())
 }
@@ -212,7 +214,8 @@ pub async fn on_resume<A: Resume>(
     request: raw::Request,
     last_seq: u64,
 ) -> Result<raw::Reply, raw::AgentError> {
-    let request = Request::try_from(request)?;
+    let run = Rc::new(run);
+    let request = Request::new(request, run.clone())?;
     let reply = agent.on_resume(&Run::new(run), request, last_seq).await?;
     Ok(reply.into())
 }

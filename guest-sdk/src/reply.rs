@@ -31,7 +31,15 @@ pub struct Reply(Answer);
 #[derive(Debug)]
 enum Answer {
     Events,
-    Response(http::Response<Body>),
+    Response(Response),
+}
+
+/// A response on its way to the host: most have a field or two, which need no map.
+#[derive(Debug)]
+struct Response {
+    status: StatusCode,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    body: Body,
 }
 
 impl Reply {
@@ -61,7 +69,7 @@ impl Reply {
 
     /// This status and an empty body.
     pub fn status(status: StatusCode) -> Self {
-        Self::from(http::Response::new(())).with_status(status)
+        Self::ok(()).with_status(status)
     }
 
     /// `200` with a body of raw bytes, which the closure goes on writing after the call has returned.
@@ -84,14 +92,14 @@ impl Reply {
     /// ```
     pub fn chunks(write: impl AsyncFnOnce(Chunks) -> Result<()> + 'static) -> Self {
         let write: Writer = Box::new(|chunks| Box::pin(write(chunks)));
-        Self::from(http::Response::new(Body(Content::Chunks(write))))
+        Self::ok(Body(Content::Chunks(write)))
     }
 
     /// The same with another status. The answer of events keeps its own.
     #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Self {
         if let Answer::Response(response) = &mut self.0 {
-            *response.status_mut() = status;
+            response.status = status;
         }
         self
     }
@@ -107,14 +115,19 @@ impl Reply {
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         if let Answer::Response(response) = &mut self.0 {
-            response.headers_mut().insert(name, value);
+            response.headers.retain(|(other, _)| *other != name);
+            response.headers.push((name, value));
         }
         self
     }
 
     fn of_type(content_type: &'static str, body: impl Into<Body>) -> Self {
-        Self::from(http::Response::new(body))
-            .with_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
+        Self::ok(body).with_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
+    }
+
+    fn ok(body: impl Into<Body>) -> Self {
+        let (status, headers) = (StatusCode::OK, Vec::new());
+        Self(Answer::Response(Response { status, headers, body: body.into() }))
     }
 }
 
@@ -130,7 +143,10 @@ impl Reply {
 /// ```
 impl<B: Into<Body>> From<http::Response<B>> for Reply {
     fn from(response: http::Response<B>) -> Self {
-        Self(Answer::Response(response.map(Into::into)))
+        let (head, body) = response.into_parts();
+        let header = |(name, value): (&HeaderName, &HeaderValue)| (name.clone(), value.clone());
+        let headers = head.headers.iter().map(header).collect();
+        Self(Answer::Response(Response { status: head.status, headers, body: body.into() }))
     }
 }
 
@@ -197,12 +213,11 @@ impl Chunks {
 
 impl From<Reply> for raw::Reply {
     fn from(reply: Reply) -> Self {
-        let response = match reply.0 {
+        let Response { status, headers, body } = match reply.0 {
             Answer::Events => return Self::Events,
             Answer::Response(response) => response,
         };
-        let (head, body) = response.into_parts();
-        let header = |(name, value): (&HeaderName, &HeaderValue)| raw::Header {
+        let header = |(name, value): (HeaderName, HeaderValue)| raw::Header {
             name: name.as_str().into(),
             value: match value.to_str() {
                 Ok(text) => text.into(),
@@ -210,8 +225,8 @@ impl From<Reply> for raw::Reply {
             },
         };
         Self::Response(raw::Response {
-            status: head.status.as_u16(),
-            headers: head.headers.iter().map(header).collect(),
+            status: status.as_u16(),
+            headers: headers.into_iter().map(header).collect(),
             body: body.into(),
         })
     }

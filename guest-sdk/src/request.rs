@@ -1,17 +1,18 @@
 //! What a client asked: the interface's plain strings as the `http` crate's types.
 //!
-//! Those types are made when they are first asked for: most agents look at no more than the method, the path and the
-//! body, and a browser sends a dozen headers. The host has parsed the request before, so nothing is refused
+//! The host gives the method, the path and the body, and keeps the rest until it is asked for: most agents look at no more,
+//! and a browser sends a dozen headers. The host has parsed the request before, so nothing is refused
 //! here but a query or a body that does not fit, which is the client's fault and is told to it. The body is in
 //! memory as a whole, bounded by the host, and nothing is copied but what is not ASCII.
 
 use std::cell::{OnceCell, RefCell};
 use std::ops::Deref;
+use std::rc::Rc;
 
 use http::{HeaderName, HeaderValue, Method, Uri};
 use serde::de::DeserializeOwned;
 
-use crate::bindings::bureau::agent::types as raw;
+use crate::bindings::bureau::agent::{runs, types as raw};
 use crate::error::{Error, Result};
 
 /// A request to an instance: an [`http::Request`] with its whole body, which it dereferences to, and what
@@ -31,19 +32,31 @@ use crate::error::{Error, Result};
 pub struct Request {
     method: Method,
     target: String,
-    /// What `http` will be made of.
-    given: RefCell<Given>,
+    /// The body, until it is a part of `http`.
+    body: RefCell<Vec<u8>>,
     http: OnceCell<http::Request<Vec<u8>>>,
+    rest: Rest,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Given {
-    url: String,
-    headers: Vec<raw::Header>,
-    body: Vec<u8>,
+/// Who has the rest of a request.
+#[derive(Debug, Clone)]
+enum Rest {
+    Host(Rc<runs::Run>),
+    #[cfg(test)]
+    Test(String, Vec<raw::Header>),
 }
 
 impl Request {
+    pub(crate) fn new(request: raw::Request, run: Rc<runs::Run>) -> Result<Self> {
+        Self::of(request, Rest::Host(run))
+    }
+
+    fn of(request: raw::Request, rest: Rest) -> Result<Self> {
+        let raw::Request { method, path, body } = request;
+        let method = Method::from_bytes(method.as_bytes()).map_err(Error::bad_request)?;
+        Ok(Self { method, target: path, body: body.into(), http: OnceCell::new(), rest })
+    }
+
     /// The method.
     pub fn method(&self) -> &Method {
         &self.method
@@ -99,16 +112,16 @@ impl Request {
     /// }
     /// ```
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        let given = self.given.borrow();
-        let body = self.http.get().map_or(&given.body, http::Request::body);
+        let body = self.body.borrow();
+        let body = self.http.get().map_or(&*body, http::Request::body);
         serde_json::from_slice(body)
             .map_err(|fault| Error::BadRequest(format!("the body does not fit: {fault}")))
     }
 
     /// The request as the client sent it.
     pub fn into_http(self) -> http::Request<Vec<u8>> {
-        let Self { method, given, http, .. } = self;
-        http.into_inner().unwrap_or_else(|| given.into_inner().into_http(method))
+        let Self { method, body, http, rest, .. } = self;
+        http.into_inner().unwrap_or_else(|| rest.http(method, body.into_inner()))
     }
 }
 
@@ -116,25 +129,18 @@ impl Deref for Request {
     type Target = http::Request<Vec<u8>>;
 
     fn deref(&self) -> &Self::Target {
-        self.http.get_or_init(|| self.given.take().into_http(self.method.clone()))
+        self.http.get_or_init(|| self.rest.http(self.method.clone(), self.body.take()))
     }
 }
 
-impl TryFrom<raw::Request> for Request {
-    type Error = Error;
-
-    fn try_from(request: raw::Request) -> Result<Self> {
-        let raw::Request { method, url, path, headers, body } = request;
-        let method = Method::from_bytes(method.as_bytes()).map_err(Error::bad_request)?;
-        let given = RefCell::new(Given { url, headers, body });
-        Ok(Self { method, target: path, given, http: OnceCell::new() })
-    }
-}
-
-impl Given {
-    /// What the host took for an address or a header field and the `http` crate does not is left out.
-    fn into_http(self, method: Method) -> http::Request<Vec<u8>> {
-        let Self { url, headers, body } = self;
+impl Rest {
+    /// The whole request. What the host took for an address or a header field and the `http` crate does not is left out.
+    fn http(&self, method: Method, body: Vec<u8>) -> http::Request<Vec<u8>> {
+        let (url, headers) = match self {
+            Self::Host(run) => (run.url(), run.headers()),
+            #[cfg(test)]
+            Self::Test(url, headers) => (url.clone(), headers.clone()),
+        };
         let mut http = http::Request::new(body);
         *http.method_mut() = method;
         *http.uri_mut() = Uri::try_from(url).unwrap_or_default();
@@ -163,14 +169,10 @@ mod tests {
 
     fn request(path: &str, body: &str) -> Request {
         let header = raw::Header { name: "x-name".into(), value: "J\u{fc}rgen".into() };
-        let request = raw::Request {
-            method: "PURGE".into(),
-            url: format!("/agents/api/demo{path}"),
-            path: path.into(),
-            headers: vec![header.clone(), header],
-            body: body.into(),
-        };
-        request.try_into().expect("the request is valid")
+        let request =
+            raw::Request { method: "PURGE".into(), path: path.into(), body: body.into() };
+        let rest = Rest::Test(format!("/agents/api/demo{path}"), vec![header.clone(), header]);
+        Request::of(request, rest).expect("the request is valid")
     }
 
     #[test]
@@ -212,14 +214,7 @@ mod tests {
             |name: &str, value: &str| raw::Header { name: name.into(), value: value.into() };
         let headers =
             vec![header("a b", "1"), header("a", "\u{100}"), header("b", "\n"), header("c", "2")];
-        let request = raw::Request {
-            method: "GET".into(),
-            url: "/".into(),
-            path: "/".into(),
-            headers,
-            body: Vec::new(),
-        };
-        let request = Request::try_from(request).expect("the method is valid");
+        let request = Rest::Test("/".into(), headers).http(Method::GET, Vec::new());
         let names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["c"]);
     }

@@ -3,6 +3,8 @@
 //! A thin cover over the host's functions: it turns values to JSON and back, and waits where the host would say
 //! that too much is not durable yet. It keeps nothing, so each read of the state parses the document anew.
 
+use std::rc::Rc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,10 +28,10 @@ use crate::storage::{Storage, StoreError};
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Run(runs::Run);
+pub struct Run(Rc<runs::Run>);
 
 impl Run {
-    pub(crate) fn new(run: runs::Run) -> Self {
+    pub(crate) fn new(run: Rc<runs::Run>) -> Self {
         Self(run)
     }
 

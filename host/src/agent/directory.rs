@@ -149,7 +149,7 @@ impl Directory {
         &self,
         key: &InstanceKey,
         deployed: &Arc<Deployed>,
-        call: impl FnOnce(&Ledger) -> Call,
+        call: impl FnOnce(&Arc<Ledger>) -> Call,
     ) -> Result<Sent, Refused> {
         let mut live = self.live();
         let live = &mut *live;

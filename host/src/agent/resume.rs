@@ -24,7 +24,7 @@ use crate::agent::registry::{Deployed, Registry};
 use crate::fault::Fault;
 use crate::id::InstanceKey;
 use crate::journal::{Journal, Unfinished};
-use crate::wasm::{Call, Entry, Origin, Request, Run, epitaph};
+use crate::wasm::{Call, Entry, Origin, Request, RequestHead, Run, epitaph};
 
 /// A run that is cut off this often without a new durable event in between is not tried again.
 const MAX_INTERRUPTIONS: u32 = 3;
@@ -106,19 +106,20 @@ impl Resumptions {
         &self,
         unfinished: Unfinished,
         deployed: Arc<Deployed>,
-        request: Request,
+        request: (Request, RequestHead),
         permit: OwnedSemaphorePermit,
     ) {
         let Unfinished { record, tail, .. } = unfinished;
         tracing::info!(instance = %record.instance, run = %record.run, after = %record.last, "resuming");
         let (held, gone) = oneshot::channel();
+        let (request, head) = request;
         let origin = Origin {
-            last_event_id: None,
-            request: None,
+            head,
             resumed_after: Some(record.last),
             gone: Some(held),
+            ..Origin::default()
         };
-        let run = Run::new(tail, origin, None);
+        let run = Run::again(tail, origin);
         let call = Call { run, request, entry: Entry::Resume(record.last) };
         tokio::spawn(insist(self.directory.clone(), record.instance, deployed, call));
         tokio::spawn(async move {
@@ -159,24 +160,26 @@ struct Kept {
 }
 
 /// A request as bytes to keep for a resumption.
-pub fn keep(request: &Request) -> Bytes {
-    let public = |(name, _): &&(String, String)| {
-        !SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret))
-    };
+pub fn keep(request: &Request, head: &RequestHead) -> Bytes {
+    let public =
+        |(name, _): &(&str, &str)| !SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret));
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let kept = Kept {
         method: request.method.clone(),
-        url: request.url.clone(),
+        url: head.url().to_owned(),
         path: request.path.clone(),
-        headers: request.headers.iter().filter(public).cloned().collect(),
+        headers: head.fields().filter(public).map(owned).collect(),
         body: request.body.iter().copied().map(char::from).collect(),
     };
     serde_json::to_vec(&kept).expect("strings always serialize").into()
 }
 
-fn restore(kept: &[u8]) -> Option<Request> {
+fn restore(kept: &[u8]) -> Option<(Request, RequestHead)> {
     let Kept { method, url, path, headers, body } = serde_json::from_slice(kept).ok()?;
     let body = body.chars().map(|char| u8::try_from(char).ok()).collect::<Option<Vec<u8>>>()?;
-    Some(Request { method, url, path, headers, body: body.into() })
+    let fields = headers.iter().map(|(name, value)| (name.as_str(), value.into()));
+    let head = RequestHead::new(&url, fields);
+    Some((Request { method, path, body: body.into() }, head))
 }
 
 #[cfg(test)]
@@ -185,17 +188,14 @@ mod tests {
 
     #[test]
     fn a_kept_request_comes_back_without_its_secrets() {
-        let headers = ["Cookie", "AUTHORIZATION", "proxy-authorization", "x-kept"]
-            .map(|name| (name.to_owned(), "\u{e9}value".to_owned()));
-        let request = Request {
-            method: "POST".into(),
-            url: "/agents/a/b/c?d".into(),
-            path: "/c?d".into(),
-            headers: headers.to_vec(),
-            body: Bytes::from_iter(0..=255),
-        };
-        let restored = restore(&keep(&request)).unwrap();
-        assert_eq!(restored.headers, [headers[3].clone()]);
-        assert_eq!(Request { headers: headers.to_vec(), ..restored }, request);
+        let names = ["Cookie", "AUTHORIZATION", "proxy-authorization", "x-kept"];
+        let url = "/agents/a/b/c?d";
+        let head = RequestHead::new(url, names.map(|name| (name, "\u{e9}: value".into())).into_iter());
+        let (method, path) = ("POST".into(), "/c?d".into());
+        let request = Request { method, path, body: Bytes::from_iter(0..=255) };
+        let (restored, head) = restore(&keep(&request, &head)).unwrap();
+        assert_eq!(restored, request);
+        assert_eq!(head.url(), url);
+        assert_eq!(head.fields().collect::<Vec<_>>(), [("x-kept", "\u{e9}: value")]);
     }
 }

@@ -10,6 +10,7 @@
 //! **Limits.** Those of [`HttpLimits`](crate::config::HttpLimits). **Cost.** Parsing the target, one lookup
 //! of the module and one of the instance, and the copies into and out of the guest.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ use crate::id::{Digest, InstanceKey, RunId};
 use crate::journal::{Journal, Located, NotResumable, Reader};
 use crate::shutdown::Shutdown;
 use crate::wasm::{
-    Answer, Answered, Call, Chunks, Entry, Head, Origin, Request as AgentRequest, Run,
+    Answer, Answered, Call, Chunks, Entry, Head, Origin, Request as AgentRequest, RequestHead, Run,
 };
 
 const RUN: HeaderName = HeaderName::from_static("bureau-run");
@@ -184,7 +185,7 @@ impl Api {
         &self,
         path: String,
         request: Request<Incoming>,
-    ) -> Result<AgentRequest, Problem> {
+    ) -> Result<(AgentRequest, RequestHead), Problem> {
         let limits = &self.config.http;
         let (head, body) = request.into_parts();
         let body = match body.is_end_stream() {
@@ -201,16 +202,11 @@ impl Api {
                 body.to_bytes()
             }
         };
-        let headers =
-            head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text_of(value)));
-        Ok(AgentRequest {
-            method: head.method.as_str().to_owned(),
-            // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
-            url: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
-            path,
-            headers: headers.collect(),
-            body,
-        })
+        // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
+        let url = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let fields = head.headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
+        let method = head.method.as_str().to_owned();
+        Ok((AgentRequest { method, path, body }, RequestHead::new(url, fields)))
     }
 
     /// Begins a run and waits for the first thing it does.
@@ -218,7 +214,7 @@ impl Api {
         &self,
         instance: InstanceKey,
         deployed: Arc<Deployed>,
-        request: AgentRequest,
+        (request, head): (AgentRequest, RequestHead),
         reset: Option<Reset>,
         accept: Accept,
     ) -> Result<Response<Body>, Problem> {
@@ -226,13 +222,13 @@ impl Api {
         let (sender, answered) = oneshot::channel();
         let origin = Origin {
             last_event_id: reset.as_ref().map(|(id, _)| id.clone()),
-            request: deployed.module.resumes().then(|| agent::keep(&request)),
-            resumed_after: None,
-            gone: None,
+            request: deployed.module.resumes().then(|| agent::keep(&request, &head)),
+            head,
+            ..Origin::default()
         };
         self.directory
             .send(&instance, &deployed, |ledger| {
-                let run = Run::new(ledger.tail(id), origin, Some(sender));
+                let run = Run::new(ledger.clone(), id, origin, sender);
                 Call { run, request, entry: Entry::Request }
             })
             .map_err(|Refused { fault, .. }| fault)?
@@ -282,9 +278,9 @@ enum Resumed {
 }
 
 /// A header's value as agents get it: one character per byte.
-fn text_of(value: &HeaderValue) -> String {
+fn text_of(value: &HeaderValue) -> Cow<'_, str> {
     match value.to_str() {
-        Ok(text) => text.to_owned(),
+        Ok(text) => text.into(),
         Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
     }
 }

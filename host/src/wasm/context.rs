@@ -19,7 +19,7 @@ use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use crate::journal::Pair;
-use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, StoreError};
+use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, StoreError};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
 use crate::wasm::log::GuestLog;
 use crate::wasm::run::Run;
@@ -150,6 +150,15 @@ impl runs::Host for Context {}
 impl runs::HostRun for Context {
     fn id(&mut self, run: Resource<Run>) -> wasmtime::Result<String> {
         Ok(self.table.get(&run)?.id().to_string())
+    }
+
+    fn url(&mut self, run: Resource<Run>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&run)?.origin().head.url().into())
+    }
+
+    fn headers(&mut self, run: Resource<Run>) -> wasmtime::Result<Vec<Header>> {
+        let fields = self.table.get(&run)?.origin().head.fields();
+        Ok(fields.map(|(name, value)| Header { name: name.into(), value: value.into() }).collect())
     }
 
     fn last_event_id(&mut self, run: Resource<Run>) -> wasmtime::Result<Option<String>> {

@@ -21,6 +21,6 @@ pub use self::context::Variables;
 pub use self::engine::{Engine, EngineError};
 pub use self::ledger::Ledger;
 pub use self::module::{LoadError, Module};
-pub use self::run::{Answer, Answered, Head, Origin, Run, epitaph};
+pub use self::run::{Answer, Answered, Head, Origin, RequestHead, Run, epitaph};
 pub use self::session::{Load, Session};
 pub use self::store::{Call, Entry, LiveStore, Request, StartError};

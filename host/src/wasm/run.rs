@@ -17,10 +17,12 @@
 //!
 //! **Limits.** Undurable bytes per run and the size of an event, by configuration.
 //!
-//! **Cost.** An `Arc`, a mutex that only its own store's task ever locks, and a tail.
+//! **Cost.** An `Arc`, a mutex that only its own store's task ever locks, the head of its request in one piece, and a tail once it
+//! has something to write.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
@@ -29,13 +31,17 @@ use crate::fault::Fault;
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
 use crate::wasm::chunks::Chunks;
+use crate::wasm::ledger::Ledger;
 
 /// A run that may be shared between its store, the actor and whoever cancels it.
 #[derive(Clone)]
 pub struct Run(Arc<Inner>);
 
 struct Inner {
-    tail: Arc<Tail>,
+    id: RunId,
+    /// What makes the tail when the run first needs it, which a plain reply never does.
+    ledger: Option<Arc<Ledger>>,
+    tail: OnceLock<Arc<Tail>>,
     origin: Origin,
     cancelled: AtomicBool,
     /// Wakes who waits to be cancelled.
@@ -44,7 +50,10 @@ struct Inner {
 }
 
 /// How a run came about.
+#[derive(Default)]
 pub struct Origin {
+    /// What the request says beyond what the agent is called with.
+    pub head: RequestHead,
     /// The `Last-Event-ID` that came with the request and could not be resumed.
     pub last_event_id: Option<String>,
     /// The request as a resumption needs it, if the module resumes.
@@ -53,6 +62,34 @@ pub struct Origin {
     pub resumed_after: Option<Seq>,
     /// Closed when the run is gone, for whoever bounds the number of resumptions under way.
     pub gone: Option<oneshot::Sender<()>>,
+}
+
+/// The target and the header fields of a request, for an agent that asks for them. It is one line of text each, as neither
+/// may have a line break, since hardly anyone takes them apart.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct RequestHead(String);
+
+impl RequestHead {
+    /// The head of a request for `url`. A field's value has one character per byte.
+    pub fn new<'a>(url: &str, fields: impl Iterator<Item = (&'a str, Cow<'a, str>)>) -> Self {
+        const LIKELY_FIELD: usize = 48;
+        let mut text = String::with_capacity(url.len() + LIKELY_FIELD * fields.size_hint().0);
+        text.push_str(url);
+        for (name, value) in fields {
+            text.extend(["\n", name, ":", &value]);
+        }
+        Self(text)
+    }
+
+    /// The target as the client sent it.
+    pub fn url(&self) -> &str {
+        self.0.split('\n').next().unwrap_or_default()
+    }
+
+    /// The header fields, in the order in which they came.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split('\n').skip(1).filter_map(|line| line.split_once(':'))
+    }
 }
 
 struct Progress {
@@ -111,20 +148,40 @@ pub(super) enum Refused {
 }
 
 impl Run {
-    /// A run of this tail; its answer goes to `answer`, if a client waits for one.
-    pub fn new(tail: Arc<Tail>, origin: Origin, answer: Option<oneshot::Sender<Answered>>) -> Self {
+    /// A new run of the ledger's instance, whose answer goes to `answer`.
+    pub fn new(
+        ledger: Arc<Ledger>,
+        id: RunId,
+        origin: Origin,
+        answer: oneshot::Sender<Answered>,
+    ) -> Self {
+        Self::of(id, Some(ledger), OnceLock::new(), origin, Some(answer))
+    }
+
+    /// The run of this tail, which is on record: no client waits for its answer.
+    pub fn again(tail: Arc<Tail>, origin: Origin) -> Self {
+        Self::of(tail.run(), None, tail.into(), origin, None)
+    }
+
+    fn of(
+        id: RunId,
+        ledger: Option<Arc<Ledger>>,
+        tail: OnceLock<Arc<Tail>>,
+        origin: Origin,
+        answer: Option<oneshot::Sender<Answered>>,
+    ) -> Self {
         let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
         // A resumed run is on record, and who comes back to it reads its events.
         let resumed = origin.resumed_after.is_some();
         let mark = Mark { recorded: resumed, streaming: resumed, seq, ended: false };
         let progress = Mutex::new(Progress { now: mark, submitted: mark, answer });
         let (cancelled, cancel) = (AtomicBool::new(false), Notify::new());
-        Self(Arc::new(Inner { tail, origin, cancelled, cancel, progress }))
+        Self(Arc::new(Inner { id, ledger, tail, origin, cancelled, cancel, progress }))
     }
 
     /// The run's id.
     pub fn id(&self) -> RunId {
-        self.0.tail.run()
+        self.0.id
     }
 
     /// How the run came about.
@@ -165,7 +222,7 @@ impl Run {
         }
         progress.now.recorded = true;
         writes.push(Write::Start {
-            tail: self.0.tail.clone(),
+            tail: self.tail().clone(),
             module,
             request: self.0.origin.request.clone(),
         });
@@ -173,7 +230,7 @@ impl Run {
 
     /// Puts a resumed run on record as running again, so that another interruption counts.
     pub(super) fn restart(&self, module: Digest, writes: &mut Vec<Write>) {
-        writes.push(Write::Start { tail: self.0.tail.clone(), module, request: None });
+        writes.push(Write::Start { tail: self.tail().clone(), module, request: None });
     }
 
     /// Makes the run a stream. Returns whether it was none before.
@@ -187,7 +244,7 @@ impl Run {
         if self.progress().now.ended {
             return Err(Refused::Closed);
         }
-        if !self.0.tail.reserve(event.size()) {
+        if !self.tail().reserve(event.size()) {
             return Err(Refused::Backlogged);
         }
         Ok(self.append(event, writes))
@@ -197,7 +254,7 @@ impl Run {
         let mut progress = self.progress();
         progress.now.seq = progress.now.seq.next();
         event.seq = progress.now.seq;
-        writes.push(Write::Event { tail: self.0.tail.clone(), event: Arc::new(event) });
+        writes.push(Write::Event { tail: self.tail().clone(), event: Arc::new(event) });
         progress.now.seq
     }
 
@@ -214,7 +271,7 @@ impl Run {
         }
         if now.recorded {
             let outcome = outcome(failure);
-            writes.push(Write::End { tail: self.0.tail.clone(), outcome });
+            writes.push(Write::End { tail: self.tail().clone(), outcome });
         }
         self.progress().now.ended = true;
     }
@@ -256,8 +313,12 @@ impl Run {
     }
 
     /// The tail to read the run from.
-    pub(super) fn tail(&self) -> Arc<Tail> {
-        self.0.tail.clone()
+    pub(super) fn tail(&self) -> &Arc<Tail> {
+        let Inner { id, ledger, tail, .. } = &*self.0;
+        tail.get_or_init(|| {
+            let ledger = ledger.as_ref().expect("a run without a tail has a ledger");
+            ledger.tail(*id)
+        })
     }
 }
 
@@ -274,9 +335,7 @@ fn outcome(failure: Option<&Fault>) -> Outcome {
 
 /// The turn that ends a run on record which nobody will go on with: its last event says why.
 pub fn epitaph(tail: &Arc<Tail>, last: Seq, fault: &Fault) -> Turn {
-    let origin =
-        Origin { last_event_id: None, request: None, resumed_after: Some(last), gone: None };
-    let run = Run::new(tail.clone(), origin, None);
+    let run = Run::again(tail.clone(), Origin { resumed_after: Some(last), ..Origin::default() });
     let mut writes = Vec::new();
     run.end(Some(fault), &mut writes);
     Turn(writes)

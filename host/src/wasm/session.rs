@@ -245,7 +245,7 @@ impl Session {
     fn open_in(&self, making: &mut Making, run: &Run) {
         making.touch(run);
         if run.open(self.module, &mut making.writes) {
-            let reader = self.ledger.reader(run.tail());
+            let reader = self.ledger.reader(run.tail().clone());
             making.answers.push((run.clone(), Answer::Events(reader)));
         }
     }

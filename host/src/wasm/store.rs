@@ -34,17 +34,13 @@ use crate::wasm::module::Module;
 use crate::wasm::run::{Answer, Head, Run};
 use crate::wasm::session::{Session, TurnTooLarge, Turns};
 
-/// A request as an agent gets it.
+/// A request as an agent gets it; the run has the [rest](crate::wasm::RequestHead).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// The method.
     pub method: String,
-    /// The target as the client sent it.
-    pub url: String,
     /// What follows the instance's name, with the query.
     pub path: String,
-    /// Names and values; a value has one character per byte.
-    pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
 }
@@ -207,7 +203,8 @@ fn begin<'a>(
     accessor: &'a Accessor<Context>,
     guest: &Guest,
 ) -> wasmtime::Result<impl Future<Output = (Run, wasmtime::Result<(Returned,)>)> + use<'a>> {
-    let request = to_guest(request);
+    let Request { method, path, body } = request;
+    let request = GuestRequest { method, path, body: body.into() };
     let returned = accessor.with(|mut access| {
         let handle = access.get().table.push(run.clone())?;
         wasmtime::error::Ok(match (entry, &guest.resumption) {
@@ -265,17 +262,6 @@ fn fault_of(error: AgentError, session: &Session, run: &Run) -> Fault {
             );
             Fault::AgentFailed
         }
-    }
-}
-
-fn to_guest(request: Request) -> GuestRequest {
-    let header = |(name, value)| Header { name, value };
-    GuestRequest {
-        method: request.method,
-        url: request.url,
-        path: request.path,
-        headers: request.headers.into_iter().map(header).collect(),
-        body: request.body.into(),
     }
 }
 
