@@ -169,8 +169,7 @@ mod tests {
 
     fn request(path: &str, body: &str) -> Request {
         let header = raw::Header { name: "x-name".into(), value: "J\u{fc}rgen".into() };
-        let request =
-            raw::Request { method: "PURGE".into(), path: path.into(), body: body.into() };
+        let request = raw::Request { method: "PURGE".into(), path: path.into(), body: body.into() };
         let rest = Rest::Test(format!("/agents/api/demo{path}"), vec![header.clone(), header]);
         Request::of(request, rest).expect("the request is valid")
     }

@@ -175,7 +175,9 @@ impl Directory {
             live.current -= 1;
         }
         let (mut retired, mut hold) = (None, None);
-        if slot.current.is_none() {
+        let current = if slot.current.is_some() {
+            slot.current.as_ref()
+        } else {
             if live.current >= self.0.limits.live {
                 let Some(idle) = live.take_idle(self.0.now()) else {
                     let fault = Fault::HostBusy { limit: self.0.limits.live };
@@ -186,10 +188,10 @@ impl Directory {
                 retired = idle.drive.hold();
             }
             hold = self.start(live, key, deployed);
-        }
+            live.slots.get(key).and_then(|slot| slot.current.as_ref())
+        };
         let limits = &self.0.limits;
         let busy = |limit| Fault::InstanceBusy { limit };
-        let current = live.slots.get(key).and_then(|slot| slot.current.as_ref());
         let Some(current) = current else {
             return Err(Refused { call, fault: Fault::Internal });
         };

@@ -190,7 +190,8 @@ mod tests {
     fn a_kept_request_comes_back_without_its_secrets() {
         let names = ["Cookie", "AUTHORIZATION", "proxy-authorization", "x-kept"];
         let url = "/agents/a/b/c?d";
-        let head = RequestHead::new(url, names.map(|name| (name, "\u{e9}: value".into())).into_iter());
+        let head =
+            RequestHead::new(url, names.map(|name| (name, "\u{e9}: value".into())).into_iter());
         let (method, path) = ("POST".into(), "/c?d".into());
         let request = Request { method, path, body: Bytes::from_iter(0..=255) };
         let (restored, head) = restore(&keep(&request, &head)).unwrap();

@@ -116,7 +116,7 @@ impl Api {
             Resumed::Nothing(reset) => reset,
         };
         // Only now: what an agent's runs have emitted can be read whether or not the agent is served.
-        let deployed = self.registry.current(instance.agent()).ok_or(Fault::UnknownAgent)?;
+        let mut deployed = self.registry.current(instance.agent()).ok_or(Fault::UnknownAgent)?;
         if request.method() == Method::HEAD {
             // What a stream would say of itself; only a run could tell whether there would be one.
             let mut response = Response::new(Body::empty());
@@ -127,9 +127,12 @@ impl Api {
         if !self.journal.is_good() {
             return Err(Fault::JournalUnavailable.into());
         }
+        let has_body = !request.body().is_end_stream();
         let request = self.read(path, request).await?;
-        // Reading takes as long as the client does, and the module may have been swapped meanwhile.
-        let deployed = self.registry.current(instance.agent()).unwrap_or(deployed);
+        // Reading a body takes as long as the client does, and the module may have been swapped meanwhile.
+        if has_body && let Some(current) = self.registry.current(instance.agent()) {
+            deployed = current;
+        }
         self.run(instance, deployed, request, reset, accept).await
     }
 

@@ -215,11 +215,13 @@ impl Session {
 
     /// A call on this run begins.
     pub fn begin(&self, run: &Run) {
-        let mut making = self.making();
+        // That a run is in flight is nothing for the turn to hand over.
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         making.runs.insert(run.id(), run.clone());
         if run.origin().resumed_after.is_some() {
             run.restart(self.module, &mut making.writes);
             making.touch(run);
+            self.touched.store(true, Ordering::Relaxed);
         }
     }
 
