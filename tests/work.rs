@@ -54,9 +54,9 @@ async fn allocations_per_request(host: &InProcess, path: &str) -> u64 {
 async fn allocations_per_reply() {
     let host = InProcess::serving(&["load"], &Disk::default(), |_| {}).await;
     let plain = allocations_per_request(&host, "load/one/plain").await;
-    assert!(plain <= 37, "{plain} for a plain reply");
+    assert!(plain <= 33, "{plain} for a plain reply");
     let state = allocations_per_request(&host, "load/one/state").await;
-    assert!(state <= 43, "{state} for a reply that writes state");
+    assert!(state <= 39, "{state} for a reply that writes state");
     host.stop().await;
 }
 
