@@ -123,11 +123,8 @@ impl Backend {
             }),
             // Only who has the database open has the log open, so that it needs no lock of its own.
             log: Arc::new(move || {
-                let mut options = OpenOptions::new();
-                let options = options.read(true).write(true).create(true).truncate(false);
-                let file = options.open(&log)?;
-                let backend = FileBackend::new(file).map_err(io::Error::other)?;
-                Ok(Box::new(backend))
+                let file = OpenOptions::new().read(true).write(true).open(&log)?;
+                Ok(Box::new(FileBackend::new(file).map_err(io::Error::other)?))
             }),
         })
     }
@@ -138,8 +135,10 @@ fn log_of(file: &Path) -> PathBuf {
     file.with_extension("log")
 }
 
-/// Makes an empty database that is there whole or not at all: redb takes a half-made one for a foreign file.
+/// Makes an empty database that is there whole or not at all: redb takes a half-made one for a foreign file. Its log is
+/// there before it.
 fn create(file: &Path) -> Result<(), DatabaseError> {
+    OpenOptions::new().write(true).create(true).truncate(false).open(log_of(file))?;
     let draft = file.with_added_extension("new");
     match fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -264,16 +263,21 @@ impl RedbStore {
         builder.set_cache_size(self.cache_bytes);
         let database =
             (self.backend.tables)(&builder).map_err(|error| explain(&self.file, error))?;
-        let log_failed = |error: io::Error| {
-            StoreError(format!("{} cannot be opened: {error}", log_of(&self.file).display()))
+        let (file, log) = (self.file.display(), log_of(&self.file));
+        let log_failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError(format!(
+                "{} is missing; it has what was written last to {file}",
+                log.display()
+            )),
+            _ => StoreError(format!("{} cannot be opened: {error}", log.display())),
         };
+        let mark = self.check_format(&database, may_be_new)?;
         let storage = (self.backend.log)().map_err(log_failed)?;
-        let mut log = match self.check_format(&database, may_be_new)? {
+        let mut log = match mark {
             Some(mark) => Log::open(storage, mark).map_err(log_failed)?.map_err(|Foreign| {
-                let (log, file) = (log_of(&self.file), self.file.display());
+                let log = log.display();
                 StoreError(format!(
-                    "{} is not the log of {file}; without it, what was written last is lost",
-                    log.display()
+                    "{log} is not the log of {file}, which has what was written last"
                 ))
             })?,
             None => {

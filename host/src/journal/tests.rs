@@ -75,7 +75,7 @@ async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
     fs::copy(log("held"), log("other")).unwrap();
     assert!(refused("other").contains("other.log is not the log of "));
     fs::remove_file(log("held")).unwrap();
-    assert!(refused("held").contains("held.log is not the log of "));
+    assert!(refused("held").contains("held.log is missing"));
 
     // What a crash leaves of a file that was being made is no hindrance.
     fs::write(directory.path().join("half.new"), "x").unwrap();

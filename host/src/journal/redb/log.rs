@@ -68,8 +68,9 @@ pub(super) struct Place {
 pub(super) struct Foreign;
 
 impl Log {
-    /// Makes a log with this mark on it.
+    /// Makes a log with this mark on it. What there may be of another one goes.
     pub(super) fn create(storage: Box<dyn StorageBackend>, mark: u64) -> io::Result<Self> {
+        storage.set_len(0)?;
         let mut page = MAGIC.to_vec();
         page.extend(mark.to_le_bytes());
         page.resize(PAGE, 0);

@@ -107,6 +107,16 @@ fn what_an_earlier_epoch_or_a_failed_write_left_is_never_a_record() {
     assert!(log.record(1, 2, 2 * PAGE, 3 * PAGE).unwrap().is_some());
 }
 
+#[test]
+fn a_new_log_has_nothing_of_one_that_was_there_before() {
+    let disk = Disk::default();
+    let mut log = begun(&disk);
+    log.append(b"one").unwrap();
+    drop(log);
+    let log = begun(&disk);
+    assert!(replayed(&log, place(1, 0)).is_empty());
+}
+
 proptest! {
     #[test]
     fn what_is_not_settled_is_replayed_through_both_halves(
