@@ -2,8 +2,8 @@
 //!
 //! Turns come to the log in *batches* and go on from there: events to *segments* of their run, under the number of
 //! the last of them, runs to their *records*. A batch is `version u8, time in ms u64`, then its writes, each a tag and
-//! its fields; one that says which instance or which run the next ones are of spares them to say it. A segment is `version u8, count
-//! u32, total u64`, then its events. An event is `flags u8`, and for each of its texts `length u32, bytes`; in
+//! its fields; one that says which instance or which run the next ones are of spares them to say it. A segment is `version u8, flags u8,
+//! count u32, total u64`, then its events. An event is `flags u8`, and for each of its texts `length u32, bytes`; in
 //! a segment numbers are not repeated, as they follow from the last. `total` counts the bytes of the run's segments
 //! up to and including this one, so that the size of a run is known from its end. A run's record is `version u8, state u8,
 //! flags u8`, then its fields in a fixed order. Everything is little-endian. Decoding is checked: what is
@@ -18,7 +18,7 @@ use super::{Event, Outcome, RunRecord, RunState, Submitted, Write};
 use crate::id::{Digest, InstanceKey, RunId, Seq};
 
 const VERSION: u8 = 1;
-const HEADER: usize = 1 + 4 + 8;
+const HEADER: usize = 1 + 1 + 4 + 8;
 const HAS_NAME: u8 = 1;
 const HAS_ID: u8 = 2;
 const HAS_CODE: u8 = 1;
@@ -67,8 +67,9 @@ pub(super) fn split<E: Borrow<Event>>(events: &[E]) -> impl Iterator<Item = &[E]
 pub(super) fn encode_segment<E: Borrow<Event>>(events: &[E], before: u64) -> Vec<u8> {
     let events = events.iter().map(E::borrow);
     let size = HEADER + events.clone().map(encoded_event).sum::<usize>();
+    let has_ids = events.clone().any(|event| event.id.is_some());
     let mut out = Vec::with_capacity(size);
-    out.push(VERSION);
+    out.extend([VERSION, if has_ids { HAS_ID } else { 0 }]);
     out.extend(length(events.len()));
     out.extend([0; 8]);
     for event in events {
@@ -257,6 +258,7 @@ fn length(length: usize) -> [u8; 4] {
 
 /// A segment as read.
 pub(super) struct Segment<'a> {
+    flags: u8,
     next: Seq,
     left: u32,
     total: u64,
@@ -274,19 +276,24 @@ pub(super) struct Stored<'a> {
 impl<'a> Segment<'a> {
     /// Reads the head of the segment whose last event is `last`.
     pub(super) fn open(last: Seq, mut bytes: &'a [u8]) -> Result<Self, Damaged> {
-        let [version] = take(&mut bytes)?;
+        let [version, flags] = take(&mut bytes)?;
         let count = u32::from_le_bytes(take(&mut bytes)?);
         let total = u64::from_le_bytes(take(&mut bytes)?);
         let before = last.0.checked_sub(count.into()).ok_or(Damaged)?;
         if version != VERSION {
             return Err(Damaged);
         }
-        Ok(Self { next: Seq(before).next(), left: count, total, rest: bytes })
+        Ok(Self { flags, next: Seq(before).next(), left: count, total, rest: bytes })
     }
 
     /// The bytes of the run's segments up to and including this one.
     pub(super) fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Whether an event of it has an id of the agent's own.
+    pub(super) fn has_ids(&self) -> bool {
+        self.flags & HAS_ID != 0
     }
 
     fn event(&mut self) -> Result<Stored<'a>, Damaged> {

@@ -91,13 +91,17 @@ async fn touch(host: &Server, instances: usize) -> anyhow::Result<f64> {
     Ok(instances as f64 / elapsed.as_secs_f64())
 }
 
-/// Waits until no instance is live.
+/// How long the allocator keeps what was freed before it gives it back.
+const GIVEN_BACK: Duration = Duration::from_secs(3);
+
+/// Waits until no instance is live, and what it had was given back.
 async fn retired(host: &Server) -> anyhow::Result<()> {
     let start = Instant::now();
     while live(host).await? > 0.0 {
         ensure!(start.elapsed() < RETIRED, "the instances do not retire");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    tokio::time::sleep(GIVEN_BACK).await;
     Ok(())
 }
 

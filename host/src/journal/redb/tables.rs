@@ -47,7 +47,7 @@ pub(super) const RUN_OVERHEAD: u64 = 512;
 
 /// Rows that one transaction deletes for retention, or twice what it wrote if that is more: so retention keeps up with any
 /// load, and never holds up the next layer for long.
-pub(super) const STEP: usize = if cfg!(test) { 64 } else { 1024 };
+pub(super) const STEP: usize = if cfg!(test) { 64 } else { 256 };
 
 /// Which ended runs go.
 #[derive(Clone, Copy)]
@@ -329,20 +329,15 @@ impl<'t> Tables<'t> {
             let (agent, name) = of.value();
             (agent.to_owned(), name.to_owned())
         };
-        let all = (run.as_u128(), 0)..=(run.as_u128(), u64::MAX);
         while budget > 0 {
-            let next = self.events.open()?.range(all.clone())?.next().transpose()?;
-            let Some((key, segment)) = next.map(|(key, row)| (key.value(), row.value().to_vec()))
-            else {
+            let Some((key, ids)) = self.first_segment(run)? else {
                 self.trimming.open()?.remove(run.as_u128())?;
                 return Ok(budget - 1);
             };
-            for stored in Segment::open(Seq(key.1), &segment).map_err(damaged)? {
-                let stored = stored.map_err(damaged)?;
-                let Some(id) = stored.id else { continue };
-                let id = (&*agent, &*name, id);
+            for (id, seq) in ids {
+                let id = (&*agent, &*name, &*id);
                 let place = self.ids.open()?.get(id)?.map(|place| place.value());
-                if place == Some((run.as_u128(), stored.seq.0)) {
+                if place == Some((run.as_u128(), seq.0)) {
                     self.ids.open()?.remove(id)?;
                 }
             }
@@ -350,6 +345,28 @@ impl<'t> Tables<'t> {
             budget -= 1;
         }
         Ok(0)
+    }
+
+    /// The key of the first segment of a run, and the ids that its events have of the agent's own.
+    #[expect(clippy::type_complexity, reason = "a key and what is to go with it")]
+    fn first_segment(
+        &mut self,
+        run: RunId,
+    ) -> Result<Option<((u128, u64), Vec<(String, Seq)>)>, Error> {
+        let all = (run.as_u128(), 0)..=(run.as_u128(), u64::MAX);
+        let Some((key, row)) = self.events.open()?.range(all)?.next().transpose()? else {
+            return Ok(None);
+        };
+        let segment = Segment::open(Seq(key.value().1), row.value()).map_err(damaged)?;
+        let mut ids = Vec::new();
+        // Most have none, and need not be looked through.
+        if segment.has_ids() {
+            for stored in segment {
+                let stored = stored.map_err(damaged)?;
+                ids.extend(stored.id.map(|id| (id.to_owned(), stored.seq)));
+            }
+        }
+        Ok(Some((key.value(), ids)))
     }
 }
 
