@@ -132,6 +132,21 @@ async fn a_journal_whose_patience_ends_tells_everyone() {
 }
 
 #[tokio::test]
+async fn a_journal_that_cannot_settle_says_so_and_recovers_though_nothing_is_written() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    commit(&lane, vec![Write::State("1".into())]).await;
+    disk.fail(0, usize::MAX);
+    let mut health = journal.health();
+    let failing = health.wait_for(|health| matches!(health, Health::Failing(_)));
+    drop(failing.await.unwrap());
+    disk.heal();
+    drop(health.wait_for(|health| *health == Health::Good).await.unwrap());
+    assert_eq!(journal.state(&instance("a")).unwrap().as_deref(), Some("1"));
+}
+
+#[tokio::test]
 async fn a_data_file_that_vanished_is_not_begun_anew() {
     let (disk, other) = (Disk::default(), Disk::default());
     let opened = AtomicBool::new(false);

@@ -166,8 +166,6 @@ struct Waiting {
     turns: VecDeque<Submitted>,
     /// The writer waits, and no one has woken it yet: a wake-up is a system call, which not each turn need make.
     idle: bool,
-    /// Whether the writer is to see to the store though there may be no turn.
-    called: bool,
     closed: bool,
 }
 
@@ -194,24 +192,16 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Calls the writer.
-    fn call(&self) {
-        lock(&self.inner).called = true;
-        self.filled.notify_one();
-    }
-
-    /// The next batch. An empty one when nothing has come for a while, or the writer was called; none when the queue is
-    /// closed and empty.
+    /// The next batch. An empty one when nothing has come for a while; none when the queue is closed and empty.
     fn take(&self) -> Option<Vec<Submitted>> {
         let mut waiting = lock(&self.inner);
         waiting.idle = true;
-        let empty =
-            |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.called && !waiting.closed;
+        let empty = |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.closed;
         let (mut waiting, _) = self
             .filled
             .wait_timeout_while(waiting, IDLE, empty)
             .unwrap_or_else(PoisonError::into_inner);
-        (waiting.idle, waiting.called) = (false, false);
+        waiting.idle = false;
         if waiting.closed && waiting.turns.is_empty() {
             return None;
         }
@@ -261,10 +251,9 @@ pub(super) fn settle(shared: &Shared, told: &Receiver<()>) {
                         break;
                     }
                 }
+                // The writer meets it too, when it next commits or rests, and opens the store again.
                 Err(error) => {
                     tracing::warn!(%error, "the journal cannot be tended");
-                    // Who commits meets the failure too, and opens the store again.
-                    shared.queue.call();
                     break;
                 }
             }

@@ -374,6 +374,7 @@ async fn a_read_beside_commits_has_all_that_was_durable_and_no_gap() {
         });
         scope.spawn(|| {
             while goes_on() {
+                bench.rest();
                 bench.store.tend(SystemTime::now()).unwrap();
             }
         });
