@@ -73,15 +73,16 @@ impl Context {
         &mut self.memory
     }
 
-    /// What happens on an epoch tick in guest code: give way, or end when it has been too long.
+    /// What happens on an epoch tick in guest code: give way from the second one on, or end when it has been too long.
     pub(super) fn tick(store: StoreContextMut<'_, Self>) -> wasmtime::Result<UpdateDeadline> {
         let session = &store.data().session;
         let limit = session.limits().cpu;
-        if session.tick() >= limit {
+        let (computed, gives_way) = session.tick();
+        if computed >= limit {
             let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
             return Err(LimitReached::Cpu(milliseconds).into());
         }
-        Ok(UpdateDeadline::Yield(1))
+        Ok(if gives_way { UpdateDeadline::Yield(1) } else { UpdateDeadline::Continue(1) })
     }
 }
 

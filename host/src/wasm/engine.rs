@@ -25,7 +25,7 @@ use wasmtime::{Config, PoolingAllocationConfig};
 use crate::config::InstanceLimits;
 use crate::wasm::context::{self, Context};
 
-/// How often guest code gives way.
+/// How often guest code gives way, once it has computed for as long.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Live instances that the pool has room for beyond their cap: those that are on their way out.

@@ -54,6 +54,8 @@ pub struct Session {
     polling: AtomicBool,
     /// Whether a guest gave way in the middle of its turn.
     yielded: AtomicBool,
+    /// Whether guests have met an epoch tick since the store last waited.
+    ticked: AtomicBool,
     /// How often guests may have returned to the host.
     returns: AtomicU64,
     clock: Mutex<Clock>,
@@ -187,6 +189,7 @@ impl Session {
             submitted: Notify::new(),
             polling: AtomicBool::new(false),
             yielded: AtomicBool::new(false),
+            ticked: AtomicBool::new(false),
             returns: AtomicU64::new(0),
             clock: Mutex::new(Clock { begun: 0, before: Duration::ZERO, since: Instant::now() }),
         }
@@ -449,15 +452,19 @@ impl Session {
     }
 
     /// Notes an epoch tick in the middle of guest code; returns how long the guest has computed since it last
-    /// returned to the host, to a tick, without the time it gave way to others.
-    pub(super) fn tick(&self) -> Duration {
-        self.yielded.store(true, Ordering::Relaxed);
+    /// returned to the host, to a tick, without the time it gave way to others, and whether it is to give way.
+    ///
+    /// A store that waited for longer than a tick meets one as soon as it is polled: giving way there would double the
+    /// polls of all stores that do little and seldom, and set each back behind all others.
+    pub(super) fn tick(&self) -> (Duration, bool) {
+        let gives_way = self.ticked.swap(true, Ordering::Relaxed);
+        self.yielded.store(gives_way, Ordering::Relaxed);
         let mut clock = self.clock();
         let begun = self.returns.load(Ordering::Relaxed);
         if clock.begun != begun {
             *clock = Clock { begun, before: Duration::ZERO, since: Instant::now() };
         }
-        clock.before + clock.since.elapsed()
+        (clock.before + clock.since.elapsed(), gives_way)
     }
 
     /// Whether the store is being polled, as opposed to being dropped.
@@ -472,6 +479,7 @@ impl Session {
             self.clock().since = Instant::now();
         } else {
             self.returns.fetch_add(1, Ordering::Relaxed);
+            self.ticked.store(false, Ordering::Relaxed);
         }
     }
 
