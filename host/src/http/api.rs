@@ -11,10 +11,14 @@
 //! of the module and one of the instance, and the copies into and out of the guest.
 
 use std::borrow::Cow;
+use std::future::ready;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::Either::{Left, Right};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited, StreamBody};
@@ -70,81 +74,86 @@ pub struct Api {
 type Reset = (String, NotResumable);
 
 impl Api {
-    /// Answers a request.
-    pub async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        let accept = Accept::of(request.headers());
-        let origin = request.headers().get(header::ORIGIN).cloned();
+    /// Answers a request. What is needed of its head is copied before this returns and the head let go of: hyper reads on
+    /// before it asks the future for anything, and takes a second buffer to read into if the first is in use.
+    pub fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + use<> {
         let cors = &self.config.cors;
         if let Some(allowed) = cors::preflight(cors, &request) {
-            return allowed;
+            return Right(ready(allowed));
         }
-        let mut response = match self.route(request, accept).await {
-            Ok(response) => response,
-            Err(problem) => problem.response(accept, self.config.http.retry),
+        let accept = Accept::of(request.headers());
+        let origin = cors::origin(cors, request.headers());
+        let asked = match Asked::of(request) {
+            Ok(asked) => asked,
+            Err(problem) => return Right(ready(self.respond(Err(problem), accept, origin))),
         };
-        cors::allow(cors, origin, response.headers_mut());
+        // One after the other in the same place, which many requests have at once while they wait.
+        Left(self.clone().begin(asked, accept).then(move |begun| match begun {
+            Ok(Begun::Run(run)) => Left(self.follow(run, accept, origin)),
+            Ok(Begun::Answered(response)) => {
+                Right(ready(self.respond(Ok(*response), accept, origin)))
+            }
+            Err(problem) => Right(ready(self.respond(Err(problem), accept, origin))),
+        }))
+    }
+
+    /// The response of an answer or a problem, for a request of this origin.
+    fn respond(
+        &self,
+        answered: Result<Response<Body>, Problem>,
+        accept: Accept,
+        origin: Option<HeaderValue>,
+    ) -> Response<Body> {
+        let problem = |problem: Problem| problem.response(accept, self.config.http.retry);
+        let mut response = answered.unwrap_or_else(problem);
+        cors::allow(&self.config.cors, origin, response.headers_mut());
         response
     }
 
-    async fn route(
-        &self,
-        request: Request<Incoming>,
-        accept: Accept,
-    ) -> Result<Response<Body>, Problem> {
-        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
-        match route::parse(target)? {
-            Route::Agent { instance, path } => self.agent(instance, path, request, accept).await,
-        }
-    }
-
-    /// A request to an instance: resumes a stream or begins a run.
-    async fn agent(
-        &self,
-        instance: InstanceKey,
-        path: String,
-        request: Request<Incoming>,
-        accept: Accept,
-    ) -> Result<Response<Body>, Problem> {
+    /// A request to an instance: resumes a stream or begins a run. What few requests need is in a box, as the
+    /// place for it would be taken by all.
+    async fn begin(self: Arc<Self>, mut asked: Asked, accept: Accept) -> Result<Begun, Problem> {
         if !accept.is_satisfiable() {
             return Err(Problem::NotAcceptable);
         }
         if self.shutdown.drain.has_begun() {
             return Err(Fault::Draining.into());
         }
-        let reset = match self.resume(&instance, &request).await? {
-            Resumed::Answer(response) => return Ok(response),
-            Resumed::Nothing(reset) => reset,
+        let reset = match &asked.last_event_id {
+            None => None,
+            Some(sent) => match Box::pin(self.resume(&asked, sent)).await? {
+                Resumed::Answer(response) => return Ok(Begun::Answered(Box::new(response))),
+                Resumed::Nothing(reset) => Some(reset),
+            },
         };
         // Only now: what an agent's runs have emitted can be read whether or not the agent is served.
-        let mut deployed = self.registry.current(instance.agent()).ok_or(Fault::UnknownAgent)?;
-        if request.method() == Method::HEAD {
+        let current = || self.registry.current(asked.instance.agent()).ok_or(Fault::UnknownAgent);
+        let mut deployed = current()?;
+        if asked.method == Method::HEAD {
             // What a stream would say of itself; only a run could tell whether there would be one.
             let mut response = Response::new(Body::empty());
             sse::insert_headers(response.headers_mut());
             response.headers_mut().insert(MODULE, value(deployed.module.digest()));
-            return Ok(response);
+            return Ok(Begun::Answered(Box::new(response)));
         }
         if !self.journal.is_good() {
             return Err(Fault::JournalUnavailable.into());
         }
-        let has_body = !request.body().is_end_stream();
-        let request = self.read(path, request).await?;
-        // Reading a body takes as long as the client does, and the module may have been swapped meanwhile.
-        if has_body && let Some(current) = self.registry.current(instance.agent()) {
-            deployed = current;
+        let mut body = Bytes::new();
+        if !asked.body.is_end_stream() {
+            body = Box::pin(self.read(&mut asked.body)).await?;
+            // Reading a body takes as long as the client does, and the module may have been swapped meanwhile.
+            deployed = current().unwrap_or(deployed);
         }
-        self.run(instance, deployed, request, reset, accept).await
+        Ok(Begun::Run(self.call(asked, body, deployed, reset)?))
     }
 
     /// Answers a client that says where it stopped reading, if that can be told.
-    async fn resume(
-        &self,
-        instance: &InstanceKey,
-        request: &Request<Incoming>,
-    ) -> Result<Resumed, Problem> {
-        let Some(sent) = request.headers().get(LAST_EVENT_ID).filter(|id| !id.is_empty()) else {
-            return Ok(Resumed::Nothing(None));
-        };
+    async fn resume(&self, asked: &Asked, sent: &HeaderValue) -> Result<Resumed, Problem> {
+        let instance = &asked.instance;
         let located = match sent.to_str() {
             Ok(id) => self.journal.locate(instance, id).await.map_err(|cause| {
                 tracing::error!(%instance, %cause, "cannot look up an event id");
@@ -158,7 +167,7 @@ impl Api {
         let (run, mut response) = match located {
             Located::At(reader) => {
                 let run = reader.tail().run();
-                let mut response = match *request.method() {
+                let mut response = match asked.method {
                     Method::HEAD => Response::new(Body::empty()),
                     _ => Response::new(self.events(reader, None)),
                 };
@@ -166,10 +175,10 @@ impl Api {
                 (run, response)
             }
             Located::CaughtUp(run) => (run, no_content()),
-            Located::Not(why) => return Ok(Resumed::Nothing(Some((shown(), why)))),
+            Located::Not(why) => return Ok(Resumed::Nothing((shown(), why))),
         };
         let Some(module) = self.module_of(run).await? else {
-            return Ok(Resumed::Nothing(Some((shown(), NotResumable::Expired))));
+            return Ok(Resumed::Nothing((shown(), NotResumable::Expired)));
         };
         identify(&mut response, run, module);
         Ok(Resumed::Answer(response))
@@ -183,48 +192,34 @@ impl Api {
         Ok(record.map(|record| record.module))
     }
 
-    /// Reads the whole request.
-    async fn read(
-        &self,
-        path: String,
-        request: Request<Incoming>,
-    ) -> Result<(AgentRequest, RequestHead), Problem> {
+    /// Reads the whole body of a request.
+    async fn read(&self, body: &mut Incoming) -> Result<Bytes, Problem> {
         let limits = &self.config.http;
-        let (head, body) = request.into_parts();
-        let body = match body.is_end_stream() {
-            true => Bytes::new(),
-            false => {
-                let body = Limited::new(body, limits.request_body_bytes).collect();
-                let body = tokio::time::timeout(limits.body_timeout, body)
-                    .await
-                    .map_err(|_| Problem::BodyTimeout)?
-                    .map_err(|cause| match cause.is::<LengthLimitError>() {
-                        true => Problem::PayloadTooLarge { limit: limits.request_body_bytes },
-                        false => Problem::BadBody,
-                    })?;
-                body.to_bytes()
-            }
-        };
-        // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
-        let url = head.uri.path_and_query().map_or("/", |target| target.as_str());
-        let fields = head.headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
-        let method = head.method.as_str().to_owned();
-        Ok((AgentRequest { method, path, body }, RequestHead::new(url, fields)))
+        let body = Limited::new(body, limits.request_body_bytes).collect();
+        let body = tokio::time::timeout(limits.body_timeout, body)
+            .await
+            .map_err(|_| Problem::BodyTimeout)?
+            .map_err(|cause| match cause.is::<LengthLimitError>() {
+                true => Problem::PayloadTooLarge { limit: limits.request_body_bytes },
+                false => Problem::BadBody,
+            })?;
+        Ok(body.to_bytes())
     }
 
-    /// Begins a run and waits for the first thing it does.
-    async fn run(
+    /// Calls the agent, and lets go of all of the request that a wait has no use for.
+    fn call(
         &self,
-        instance: InstanceKey,
+        asked: Asked,
+        body: Bytes,
         deployed: Arc<Deployed>,
-        (request, head): (AgentRequest, RequestHead),
         reset: Option<Reset>,
-        accept: Accept,
-    ) -> Result<Response<Body>, Problem> {
+    ) -> Result<BegunRun, Fault> {
         let id = RunId::generate();
         let (sender, answered) = oneshot::channel();
+        let Asked { instance, method, path, head, .. } = asked;
+        let request = AgentRequest { method: method.as_str().to_owned(), path, body };
         let origin = Origin {
-            last_event_id: reset.as_ref().map(|(id, _)| id.clone()),
+            last_event_id: reset.as_ref().map(|(id, _)| id.as_str().into()),
             request: deployed.module.resumes().then(|| agent::keep(&request, &head)),
             head,
             ..Origin::default()
@@ -236,10 +231,38 @@ impl Api {
             })
             .map_err(|Refused { fault, .. }| fault)?
             .serve();
-        // The sender goes without an answer only when the host is forced to end.
-        let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
-        after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
-        let mut response = match answer {
+        Ok(BegunRun { id, instance, reset, answered })
+    }
+
+    /// Answers with the first thing that a run does. A block, as an async function would have place for its arguments twice.
+    fn follow(
+        self: Arc<Self>,
+        run: BegunRun,
+        accept: Accept,
+        origin: Option<HeaderValue>,
+    ) -> impl Future<Output = Response<Body>> + use<> {
+        async move {
+            let answered = first_act(run.answered).await;
+            let respond = |(answer, module)| {
+                let mut response = self.response(answer, run.reset).unwrap_or_else(|fault| {
+                    if let Fault::BadResponse(why) = &fault {
+                        tracing::warn!(
+                            instance = %run.instance, run = %run.id,
+                            "the agent's response cannot be sent: {why}"
+                        );
+                    }
+                    Problem::from(fault).response(accept, self.config.http.retry)
+                });
+                identify(&mut response, run.id, module);
+                response
+            };
+            self.respond(answered.map(respond).map_err(Problem::from), accept, origin)
+        }
+    }
+
+    /// The response of what a run did.
+    fn response(&self, answer: Answer, reset: Option<Reset>) -> Result<Response<Body>, Fault> {
+        match answer {
             Answer::Response(head, body) => respond(head, Body::full(body)),
             Answer::Chunks(head, chunks) => respond(head, chunked(chunks)),
             Answer::Events(reader) => {
@@ -250,14 +273,6 @@ impl Api {
             Answer::NoContent => Ok(no_content()),
             Answer::Failed(fault) => Err(fault),
         }
-        .inspect_err(|fault| {
-            if let Fault::BadResponse(why) = fault {
-                tracing::warn!(%instance, run = %id, "the agent's response cannot be sent: {why}");
-            }
-        })
-        .unwrap_or_else(|fault| Problem::from(fault).response(accept, self.config.http.retry));
-        identify(&mut response, id, module);
-        Ok(response)
     }
 
     fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
@@ -273,11 +288,65 @@ impl Api {
     }
 }
 
+/// What became of a request.
+enum Begun {
+    /// It needed no run. In a box, as few do not.
+    Answered(Box<Response<Body>>),
+    Run(BegunRun),
+}
+
+/// A run that a client waits for.
+struct BegunRun {
+    id: RunId,
+    instance: InstanceKey,
+    reset: Option<Reset>,
+    answered: oneshot::Receiver<Answered>,
+}
+
+/// The first thing that a run does, once it is durable.
+async fn first_act(answered: oneshot::Receiver<Answered>) -> Result<(Answer, Digest), Fault> {
+    // The sender goes without an answer only when the host is forced to end.
+    let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
+    after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
+    Ok((answer, module))
+}
+
 /// What became of a client's `Last-Event-ID`.
 enum Resumed {
     Answer(Response<Body>),
-    /// There was none, or none that can be resumed.
-    Nothing(Option<Reset>),
+    /// It cannot be resumed.
+    Nothing(Reset),
+}
+
+/// What a request asks an instance for, without a hold on the buffer that it came in.
+struct Asked {
+    instance: InstanceKey,
+    method: Method,
+    /// What follows the instance's name, with the query.
+    path: String,
+    head: RequestHead,
+    /// Not empty. In a box, as few have one.
+    last_event_id: Option<Box<HeaderValue>>,
+    body: Incoming,
+}
+
+impl Asked {
+    fn of(request: Request<Incoming>) -> Result<Self, Problem> {
+        let (Parts { method, uri, headers, .. }, body) = request.into_parts();
+        // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
+        let url = uri.path_and_query().map_or("/", |target| target.as_str());
+        let Route::Agent { instance, path } = route::parse(url)?;
+        let fields = || headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
+        let head = RequestHead::new(url, fields);
+        let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
+        let last_event_id = last_event_id.map(Box::new);
+        Ok(Self { instance, method, path, head, last_event_id, body })
+    }
+}
+
+/// A header's value in memory of its own.
+pub(super) fn copy_of(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).expect("the bytes of a header's value make one")
 }
 
 /// A header's value as agents get it: one character per byte.

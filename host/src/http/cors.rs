@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 
 use super::Body;
+use super::api::copy_of;
 use crate::config::Cors;
 
 /// Response headers that a page may read beyond the safe-listed ones.
@@ -38,6 +39,11 @@ pub(super) fn preflight<B>(cors: &Cors, request: &Request<B>) -> Option<Response
     answer.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     allow(cors, Some(origin.clone()), answer);
     Some(response)
+}
+
+/// The origin of a request, if it matters.
+pub(super) fn origin(cors: &Cors, headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(header::ORIGIN).filter(|_| !cors.origins.is_empty()).map(copy_of)
 }
 
 /// Lets a page of an allowed origin read the response.

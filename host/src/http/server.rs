@@ -16,7 +16,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -59,14 +59,16 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until the shutdown drains. Connections are tasks of the shutdown's tracker: they finish their requests
+/// Serves until the shutdown drains. The service is called when a request's head has been read, in its connection's task: what
+/// takes long belongs in the future that it returns. Connections are tasks of the shutdown's tracker: they finish their requests
 /// while it drains, and are dropped when it forces.
 pub async fn serve<S, F>(listener: TcpListener, service: S, limits: &HttpLimits, shutdown: Shutdown)
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let server = Arc::new(Protocols::new(limits));
+    let server = Arc::new(Server::new(limits, shutdown));
+    let shutdown = &server.shutdown;
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = async {
@@ -88,22 +90,22 @@ where
                 }
             }
         };
-        let (server, service) = (server.clone(), service.clone());
-        shutdown.tasks.spawn(connection(server, stream, service, shutdown.clone(), place));
+        shutdown.tasks.spawn(connection(server.clone(), stream, service.clone(), place));
     }
 }
 
-/// The two protocols, with their limits, and the limits that are not hyper's.
-struct Protocols {
+/// What connections share: the two protocols, with their limits, and the limits that are not hyper's.
+struct Server {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     header_timeout: Duration,
     write_stall: Duration,
     retry: Duration,
+    shutdown: Shutdown,
 }
 
-impl Protocols {
-    fn new(limits: &HttpLimits) -> Self {
+impl Server {
+    fn new(limits: &HttpLimits, shutdown: Shutdown) -> Self {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
@@ -118,30 +120,33 @@ impl Protocols {
             .keep_alive_interval(limits.heartbeat)
             .keep_alive_timeout(limits.heartbeat);
         let &HttpLimits { header_timeout, write_stall, retry, .. } = limits;
-        Self { http1, http2, header_timeout, write_stall, retry }
+        Self { http1, http2, header_timeout, write_stall, retry, shutdown }
     }
 }
 
 /// One connection, from its first byte on, with its place among those that there may be.
 async fn connection<S, F>(
-    server: Arc<Protocols>,
+    server: Arc<Server>,
     stream: TcpStream,
     service: S,
-    shutdown: Shutdown,
     _place: Option<OwnedSemaphorePermit>,
 ) where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let Some((stream, version)) = open(&server, stream, &shutdown).await else { return };
-    let retry = server.retry;
+    let Some((stream, version)) = open(&server, stream).await else { return };
+    let (server, shutdown) = (&*server, &server.shutdown);
     let service = service_fn(move |request| {
-        let service = service.clone();
-        // Called inside the future, so that a panic before its first await is caught too; and in a box, which is
-        // gone when the answer is there, where hyper would keep its place for as long as the connection lives.
-        let answer = Box::pin(async move { service(request).await });
+        // In a box, which is gone when the answer is there, where hyper would keep its place for as long as the connection
+        // lives.
+        let answer = catch_unwind(AssertUnwindSafe(|| Box::pin(service(request))));
+        let retry = server.retry;
         async move {
-            let response = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+            let answered = match answer {
+                Ok(answer) => AssertUnwindSafe(answer).catch_unwind().await,
+                Err(panicked) => Err(panicked),
+            };
+            let response = answered.unwrap_or_else(|_| {
                 tracing::error!("a request's handler panicked");
                 Problem::Fault(Fault::Internal).response(Accept::ANY, retry)
             });
@@ -150,10 +155,10 @@ async fn connection<S, F>(
     });
     let io = TokioIo::new(stream);
     let served = match version {
-        Version::Http1 => Serving::new(server.http1.serve_connection(io, service), &shutdown).await,
+        Version::Http1 => Serving::new(server.http1.serve_connection(io, service), shutdown).await,
         // The larger of the two, and the rarer.
         Version::Http2 => {
-            Box::pin(Serving::new(server.http2.serve_connection(io, service), &shutdown)).await
+            Box::pin(Serving::new(server.http2.serve_connection(io, service), shutdown)).await
         }
     };
     if let Err(error) = served {
@@ -162,17 +167,13 @@ async fn connection<S, F>(
 }
 
 /// Waits for a connection's first bytes. A future of its own, as its place is then used for what follows.
-async fn open(
-    server: &Protocols,
-    stream: TcpStream,
-    shutdown: &Shutdown,
-) -> Option<(Guarded<TcpStream>, Version)> {
+async fn open(server: &Server, stream: TcpStream) -> Option<(Guarded<TcpStream>, Version)> {
     // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
     let _ = stream.set_nodelay(true);
     let mut stream = Guarded::new(stream, server.write_stall);
     let opened = tokio::select! {
         biased;
-        () = shutdown.drain.begun() => return None,
+        () = server.shutdown.drain.begun() => return None,
         opened = timeout(server.header_timeout, stream.open()) => opened,
     };
     match opened {
@@ -186,35 +187,35 @@ async fn open(
 pin_project! {
     /// A connection that is served to its end, or to that of the host. Written by hand, because an async function
     /// would have place for the connection twice, as its argument and where it is polled.
-    struct Serving<C> {
+    struct Serving<'a, C> {
         #[pin]
         connection: C,
+        shutdown: &'a Shutdown,
+        // What comes next: the drain, then the force, which never is the first.
         #[pin]
-        drain: Begun,
-        #[pin]
-        force: Begun,
+        stage: Begun,
         draining: bool,
     }
 }
 
-impl<C> Serving<C> {
-    fn new(connection: C, shutdown: &Shutdown) -> Self {
-        let (drain, force) = (shutdown.drain.begun(), shutdown.force.begun());
-        Self { connection, drain, force, draining: false }
+impl<'a, C> Serving<'a, C> {
+    fn new(connection: C, shutdown: &'a Shutdown) -> Self {
+        Self { connection, shutdown, stage: shutdown.drain.begun(), draining: false }
     }
 }
 
-impl<C: GracefulConnection> Future for Serving<C> {
+impl<C: GracefulConnection> Future for Serving<'_, C> {
     type Output = Result<(), C::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if this.force.poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        if !*this.draining && this.drain.poll(cx).is_ready() {
+        if !*this.draining && this.stage.as_mut().poll(cx).is_ready() {
             *this.draining = true;
+            this.stage.set(this.shutdown.force.begun());
             this.connection.as_mut().graceful_shutdown();
+        }
+        if *this.draining && this.stage.poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
         }
         this.connection.poll(cx)
     }

@@ -163,7 +163,7 @@ impl runs::HostRun for Context {
     }
 
     fn last_event_id(&mut self, run: Resource<Run>) -> wasmtime::Result<Option<String>> {
-        Ok(self.table.get(&run)?.origin().last_event_id.clone())
+        Ok(self.table.get(&run)?.origin().last_event_id.as_deref().map(String::from))
     }
 
     fn open(&mut self, run: Resource<Run>) -> wasmtime::Result<()> {

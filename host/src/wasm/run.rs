@@ -55,7 +55,7 @@ pub struct Origin {
     /// What the request says beyond what the agent is called with.
     pub head: RequestHead,
     /// The `Last-Event-ID` that came with the request and could not be resumed.
-    pub last_event_id: Option<String>,
+    pub last_event_id: Option<Box<str>>,
     /// The request as a resumption needs it, if the module resumes.
     pub request: Option<Bytes>,
     /// A resumed run's last durable event.
@@ -67,18 +67,22 @@ pub struct Origin {
 /// The target and the header fields of a request, for an agent that asks for them. It is one line of text each, as neither
 /// may have a line break, since hardly anyone takes them apart.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct RequestHead(String);
+pub struct RequestHead(Box<str>);
 
 impl RequestHead {
     /// The head of a request for `url`. A field's value has one character per byte.
-    pub fn new<'a>(url: &str, fields: impl Iterator<Item = (&'a str, Cow<'a, str>)>) -> Self {
-        const LIKELY_FIELD: usize = 48;
-        let mut text = String::with_capacity(url.len() + LIKELY_FIELD * fields.size_hint().0);
+    pub fn new<'a, F>(url: &str, fields: impl Fn() -> F) -> Self
+    where
+        F: Iterator<Item = (&'a str, Cow<'a, str>)>,
+    {
+        // As long as it will be, since a stream keeps it for as long as it is open.
+        let fields_len = fields().map(|(name, value)| "\n:".len() + name.len() + value.len());
+        let mut text = String::with_capacity(url.len() + fields_len.sum::<usize>());
         text.push_str(url);
-        for (name, value) in fields {
+        for (name, value) in fields() {
             text.extend(["\n", name, ":", &value]);
         }
-        Self(text)
+        Self(text.into())
     }
 
     /// The target as the client sent it.
