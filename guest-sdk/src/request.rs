@@ -34,7 +34,8 @@ pub struct Request {
     target: String,
     /// The body, until it is a part of `http`.
     body: RefCell<Vec<u8>>,
-    http: OnceCell<http::Request<Vec<u8>>>,
+    /// In a box, as a request lies in the futures of its call more than once, and most are never asked for this.
+    http: OnceCell<Box<http::Request<Vec<u8>>>>,
     rest: Rest,
 }
 
@@ -113,7 +114,7 @@ impl Request {
     /// ```
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         let body = self.body.borrow();
-        let body = self.http.get().map_or(&*body, http::Request::body);
+        let body = self.http.get().map_or(&*body, |http| http.body());
         serde_json::from_slice(body)
             .map_err(|fault| Error::BadRequest(format!("the body does not fit: {fault}")))
     }
@@ -121,7 +122,10 @@ impl Request {
     /// The request as the client sent it.
     pub fn into_http(self) -> http::Request<Vec<u8>> {
         let Self { method, body, http, rest, .. } = self;
-        http.into_inner().unwrap_or_else(|| rest.http(method, body.into_inner()))
+        match http.into_inner() {
+            Some(http) => *http,
+            None => rest.http(method, body.into_inner()),
+        }
     }
 }
 
@@ -129,7 +133,8 @@ impl Deref for Request {
     type Target = http::Request<Vec<u8>>;
 
     fn deref(&self) -> &Self::Target {
-        self.http.get_or_init(|| self.rest.http(self.method.clone(), self.body.take()))
+        let http = || Box::new(self.rest.http(self.method.clone(), self.body.take()));
+        self.http.get_or_init(http)
     }
 }
 

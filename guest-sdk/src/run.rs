@@ -81,7 +81,8 @@ impl Run {
         let Event(event) = event.into();
         loop {
             match self.0.emit_event(&event) {
-                Err(runs::EmitError::Backlogged) => self.flush().await?,
+                // In a box, as few events wait, and all would have place for it.
+                Err(runs::EmitError::Backlogged) => Box::pin(self.flush()).await?,
                 taken => return Ok(taken?),
             };
         }
