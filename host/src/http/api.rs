@@ -235,6 +235,7 @@ impl Api {
     }
 
     /// Answers with the first thing that a run does. A block, as an async function would have place for its arguments twice.
+    #[expect(clippy::manual_async_fn, reason = "an async function would keep its arguments twice")]
     fn follow(
         self: Arc<Self>,
         run: BegunRun,
