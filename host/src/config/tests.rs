@@ -129,3 +129,10 @@ fn sizes() {
         assert_eq!(de::parse_size(text), bytes, "{text}");
     }
 }
+
+#[test]
+fn a_log_that_would_go_round_with_every_few_commits_is_refused() {
+    let refused = load("journal.log_bytes = \"63 KiB\"").unwrap_err().to_string();
+    assert_eq!(refused, "journal.log_bytes: must be at least 64 KiB");
+    assert_eq!(load("journal.log_bytes = \"64 KiB\"").unwrap().journal.log_bytes, 64 << 10);
+}

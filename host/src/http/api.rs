@@ -234,7 +234,7 @@ impl Api {
         Ok(BegunRun { id, instance, reset, answered })
     }
 
-    /// Answers with the first thing that a run does. A block, as an async function would have place for its arguments twice.
+    /// Answers with the first thing that a run does.
     #[expect(clippy::manual_async_fn, reason = "an async function would keep its arguments twice")]
     fn follow(
         self: Arc<Self>,

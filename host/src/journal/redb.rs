@@ -266,7 +266,7 @@ impl RedbStore {
         let (file, log) = (self.file.display(), log_of(&self.file));
         let log_failed = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => StoreError(format!(
-                "{} is missing; it has what was written last to {file}",
+                "{} is missing; put it back, as it has what was written last to {file}",
                 log.display()
             )),
             _ => StoreError(format!("{} cannot be opened: {error}", log.display())),
