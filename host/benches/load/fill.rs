@@ -44,7 +44,7 @@ impl Filling {
         let tail = self.journal.tail(&key, run);
         let mut seq = Seq::ZERO;
         let mut writes = vec![
-            Write::State(state.into()),
+            Write::State(Some(state.into())),
             Write::Start { tail: tail.clone(), module: self.module, request: None },
         ];
         for _ in 0..turns {

@@ -6,16 +6,16 @@
 //! count u32, total u64`, then its events. An event is `flags u8`, and for each of its texts `length u32, bytes`; in
 //! a segment numbers are not repeated, as they follow from the last. `total` counts the bytes of the run's segments
 //! up to and including this one, so that the size of a run is known from its end. A run's record is `version u8, state u8,
-//! flags u8`, then its fields in a fixed order. Everything is little-endian. Decoding is checked: what is
-//! damaged is an error, never a panic.
+//! flags u8`, and a deployment's `version u8, flags u8`, then their fields in a fixed order. Everything is little-endian.
+//! Decoding is checked: what is damaged is an error, never a panic.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Event, Outcome, RunRecord, RunState, Submitted, Write};
-use crate::id::{Digest, InstanceKey, RunId, Seq};
+use super::{DeploymentRecord, Event, Outcome, RunRecord, RunState, Submitted, Write};
+use crate::id::{AgentName, Digest, InstanceKey, RunId, Seq};
 
 const VERSION: u8 = 1;
 const HEADER: usize = 1 + 1 + 4 + 8;
@@ -23,6 +23,7 @@ const HAS_NAME: u8 = 1;
 const HAS_ID: u8 = 2;
 const HAS_CODE: u8 = 1;
 const HAS_ENDED: u8 = 2;
+const HAS_MODULE: u8 = 1;
 
 /// The most that a segment of more than one event has. A page of redb is a power of two, and what is a little larger than
 /// one wastes most of the next.
@@ -39,6 +40,8 @@ const END: u8 = 5;
 const STATE: u8 = 6;
 const SET: u8 = 7;
 const DELETE: u8 = 8;
+const NO_STATE: u8 = 9;
+const MODULE: u8 = 10;
 
 /// A row that does not decode.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +89,9 @@ pub(super) enum Op {
     Start { run: RunId, module: Digest, request: Option<Bytes> },
     Event { run: RunId, event: Arc<Event> },
     End { run: RunId, outcome: Outcome },
-    State(Arc<str>),
+    State(Option<Arc<str>>),
     Storage { key: Box<str>, value: Option<Bytes> },
+    Module(Digest),
 }
 
 impl From<&Write> for Op {
@@ -100,10 +104,11 @@ impl From<&Write> for Op {
                 Self::Event { run: tail.run(), event: Arc::clone(event) }
             }
             Write::End { tail, outcome } => Self::End { run: tail.run(), outcome: outcome.clone() },
-            Write::State(document) => Self::State(Arc::clone(document)),
+            Write::State(document) => Self::State(document.clone()),
             Write::Storage { key, value } => {
                 Self::Storage { key: key.clone(), value: value.clone() }
             }
+            Write::Module(module) => Self::Module(*module),
         }
     }
 }
@@ -149,10 +154,11 @@ pub(super) fn encode_batch(out: &mut Vec<u8>, turns: &[Submitted], at_ms: u64) {
                     out.push(flag(outcome.code.as_ref(), HAS_CODE));
                     outcome.code.iter().for_each(|code| encode_text(out, code));
                 }
-                Write::State(document) => {
+                Write::State(Some(document)) => {
                     out.push(STATE);
                     encode_text(out, document);
                 }
+                Write::State(None) => out.push(NO_STATE),
                 Write::Storage { key, value: Some(value) } => {
                     out.push(SET);
                     encode_text(out, key);
@@ -161,6 +167,10 @@ pub(super) fn encode_batch(out: &mut Vec<u8>, turns: &[Submitted], at_ms: u64) {
                 Write::Storage { key, value: None } => {
                     out.push(DELETE);
                     encode_text(out, key);
+                }
+                Write::Module(module) => {
+                    out.push(MODULE);
+                    out.extend(module.as_bytes());
                 }
             }
         }
@@ -212,12 +222,14 @@ pub(super) fn decode_batch(
                 let code = if flags & HAS_CODE != 0 { Some(text(bytes)?.to_owned()) } else { None };
                 Op::End { run, outcome: Outcome { state, code } }
             }
-            STATE => Op::State(text(bytes)?.into()),
+            STATE => Op::State(Some(text(bytes)?.into())),
+            NO_STATE => Op::State(None),
             SET => {
                 let key = text(bytes)?.into();
                 Op::Storage { key, value: Some(Bytes::copy_from_slice(blob(bytes)?)) }
             }
             DELETE => Op::Storage { key: text(bytes)?.into(), value: None },
+            MODULE => Op::Module(Digest::from_bytes(take(bytes)?)),
             _ => return Err(Damaged),
         };
         each(at_ms, of.as_ref().ok_or(Damaged)?, op);
@@ -399,6 +411,34 @@ pub(super) fn decode_run(run: RunId, mut bytes: &[u8]) -> Result<RunRecord, Dama
         interruptions,
         interrupted_at: Seq(interrupted_at),
     })
+}
+
+/// Encodes a deployment, all but its agent and its generation, which are its key.
+pub(super) fn encode_deployment(record: &DeploymentRecord) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 + record.source.len());
+    out.extend([VERSION, flag(record.module, HAS_MODULE)]);
+    out.extend(record.module.map_or([0; 32], |module| *module.as_bytes()));
+    out.extend(record.at_ms.to_le_bytes());
+    encode_text(&mut out, &record.source);
+    out
+}
+
+/// Decodes a deployment of this agent.
+pub(super) fn decode_deployment(
+    agent: AgentName,
+    generation: u64,
+    mut bytes: &[u8],
+) -> Result<DeploymentRecord, Damaged> {
+    let bytes = &mut bytes;
+    let [version, flags] = take(bytes)?;
+    if version != VERSION {
+        return Err(Damaged);
+    }
+    let module = Digest::from_bytes(take(bytes)?);
+    let at_ms = u64::from_le_bytes(take(bytes)?);
+    let source = text(bytes)?.to_owned();
+    let module = (flags & HAS_MODULE != 0).then_some(module);
+    Ok(DeploymentRecord { agent, generation, module, at_ms, source })
 }
 
 /// The tags of states; they stay.

@@ -22,7 +22,7 @@ async fn a_failing_disk_shows_nothing_and_loses_nothing() {
         assert!(matches!(reader.next().await, Step::Events(_)));
 
         disk.fail(grace, usize::MAX);
-        let turn = vec![event(&tail, 2, "x"), Write::State("2".into()), end(&tail)];
+        let turn = vec![event(&tail, 2, "x"), Write::State(Some("2".into())), end(&tail)];
         let ticket = lane.submit(Turn(turn));
         let told = ticket.durable().await;
         if told.is_ok() {
@@ -37,7 +37,7 @@ async fn a_failing_disk_shows_nothing_and_loses_nothing() {
             step = reader.next() => panic!("{step:?} is not durable"),
             () = std::future::ready(()) => {}
         }
-        let next = lane.submit(Turn(vec![Write::State("3".into())]));
+        let next = lane.submit(Turn(vec![Write::State(Some("3".into()))]));
         assert!(next.durable().await.is_err());
 
         disk.heal();
@@ -136,7 +136,7 @@ async fn a_journal_that_cannot_settle_says_so_and_recovers_though_nothing_is_wri
     let disk = Disk::default();
     let journal = open(&disk, options());
     let lane = journal.lane(instance("a"));
-    commit(&lane, vec![Write::State("1".into())]).await;
+    commit(&lane, vec![Write::State(Some("1".into()))]).await;
     disk.fail(0, usize::MAX);
     let mut health = journal.health();
     let failing = health.wait_for(|health| matches!(health, Health::Failing(_)));
@@ -160,7 +160,7 @@ async fn a_data_file_that_vanished_is_not_begun_anew() {
     let options = within(JournalLimits { patience: Duration::from_millis(60), ..limits() });
     let (journal, _) = Journal::open_on(backend, options).unwrap();
     disk.fail(0, 1);
-    let turn = Turn(vec![Write::State("{}".into())]);
+    let turn = Turn(vec![Write::State(Some("{}".into()))]);
     assert!(journal.lane(instance("a")).submit(turn).settled().await.is_err());
     let health = journal.health().borrow().clone();
     assert!(matches!(health, Health::Dead(reason) if reason.ends_with("is not a journal")));
@@ -208,7 +208,7 @@ async fn every_crash_leaves_whole_turns_in_order() {
             .map(|(lane, tail)| {
                 let numbers = [2 * turn - 1, 2 * turn];
                 let [one, two] = numbers.map(|seq| event(tail, seq, "x".repeat(seq as usize)));
-                let state = Write::State(turn.to_string().into());
+                let state = Write::State(Some(turn.to_string().into()));
                 lane.submit(Turn(vec![one, state, two]))
             })
             .collect();

@@ -17,10 +17,10 @@ use super::redb::RedbStore;
 use super::tail::{Gauge, Limits};
 use super::writer::{self, Queue};
 use super::{
-    Backend, Health, Lane, Located, Options, Pair, Reader, RunRecord, Stats, Store, StoreError,
-    Tail, lock, reader,
+    Backend, DeploymentRecord, Health, Lane, Located, Options, Pair, Reader, RunPage, RunRecord,
+    Stats, Store, StoreError, Tail, lock, reader,
 };
-use crate::id::{InstanceKey, RunId, Seq};
+use crate::id::{Digest, InstanceKey, RunId, Seq};
 
 /// The journal. The last handle to go closes it without waiting, as far as [`Self::close`] has not.
 #[derive(Clone)]
@@ -162,6 +162,33 @@ impl Journal {
     /// What is known of a run.
     pub fn run(&self, run: RunId) -> Result<Option<RunRecord>, StoreError> {
         self.0.shared.store.run(run)
+    }
+
+    /// The runs on record that began before this one and whose instance satisfies `matches`, newest first: at most
+    /// `limit`, of at most [`RUNS_LOOKED_AT`](super::RUNS_LOOKED_AT) that are looked at.
+    pub fn runs(
+        &self,
+        before: Option<RunId>,
+        limit: usize,
+        matches: &dyn Fn(&InstanceKey) -> bool,
+    ) -> Result<RunPage, StoreError> {
+        self.0.shared.store.runs(before, limit, matches)
+    }
+
+    /// All kept deployments, by agent, oldest first.
+    pub fn deployments(&self) -> Result<Vec<DeploymentRecord>, StoreError> {
+        self.0.shared.store.deployments()
+    }
+
+    /// Makes a deployment durable, and lets go of these older generations of the agent. Not for an async thread: it
+    /// waits for the disk. After an error it is not known whether it is durable.
+    pub fn deploy(&self, record: &DeploymentRecord, forget: &[u64]) -> Result<(), StoreError> {
+        self.0.shared.store.deploy(record, forget)
+    }
+
+    /// The module that made what the instance keeps durably, if one has said so.
+    pub fn module(&self, instance: &InstanceKey) -> Result<Option<Digest>, StoreError> {
+        self.0.shared.store.module(instance)
     }
 
     /// The instance's durable document.

@@ -44,7 +44,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use crate::config::JournalLimits;
-use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
+use crate::id::{AgentName, Cursor, Digest, InstanceKey, RunId, Seq};
 
 pub use self::handle::{Journal, Unfinished};
 pub use self::reader::{Page, Reader, Step};
@@ -147,6 +147,31 @@ pub struct RunRecord {
     pub interrupted_at: Seq,
 }
 
+/// The most runs that one page of a list looks at, so that a filter that lets none through is bounded too.
+pub const RUNS_LOOKED_AT: usize = if cfg!(test) { 20 } else { 10_000 };
+
+/// A page of runs, the newest first.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RunPage {
+    pub records: Vec<RunRecord>,
+    /// The `before` of the next page, if there may be one.
+    pub next: Option<RunId>,
+}
+
+/// Which module serves an agent, from when on and from where it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeploymentRecord {
+    pub agent: AgentName,
+    /// Counted up for each agent, from 1.
+    pub generation: u64,
+    /// None: the agent is served no longer.
+    pub module: Option<Digest>,
+    /// In milliseconds since 1970.
+    pub at_ms: u64,
+    /// Where it came from: opaque here.
+    pub source: String,
+}
+
 /// The writes of a guest between two suspensions: durable together, or not at all.
 #[derive(Debug, Default)]
 pub struct Turn(pub Vec<Write>);
@@ -168,10 +193,12 @@ pub enum Write {
     Event { tail: Arc<Tail>, event: Arc<Event> },
     /// The run's end; nothing of it follows.
     End { tail: Arc<Tail>, outcome: Outcome },
-    /// The instance's document.
-    State(Arc<str>),
+    /// The instance's document, set or (by `None`) removed.
+    State(Option<Arc<str>>),
     /// A key of the instance's storage, set or (by `None`) deleted.
     Storage { key: Box<str>, value: Option<Bytes> },
+    /// What the instance keeps, document and storage, is of this module's making from here on.
+    Module(Digest),
 }
 
 impl Write {
@@ -180,9 +207,11 @@ impl Write {
         match self {
             Self::Event { event, .. } => event.size(),
             Self::Start { request, .. } => bytes(request) + Event::OVERHEAD,
-            Self::State(document) => document.len() + Event::OVERHEAD,
+            Self::State(document) => {
+                document.as_ref().map_or(0, |document| document.len()) + Event::OVERHEAD
+            }
             Self::Storage { key, value } => key.len() + bytes(value) + Event::OVERHEAD,
-            Self::End { .. } => Event::OVERHEAD,
+            Self::End { .. } | Self::Module(_) => Event::OVERHEAD,
         }
     }
 }
@@ -279,6 +308,15 @@ trait Store: Send + Sync + 'static {
     /// The run, with its last durable event also while it is not over.
     fn run(&self, run: RunId) -> Result<Option<RunRecord>, StoreError>;
 
+    /// The runs that began before this one and whose instance `matches`, newest first: at most `limit`, of at most
+    /// [`RUNS_LOOKED_AT`] that are looked at.
+    fn runs(
+        &self,
+        before: Option<RunId>,
+        limit: usize,
+        matches: &dyn Fn(&InstanceKey) -> bool,
+    ) -> Result<RunPage, StoreError>;
+
     /// What follows `after`, as much as `max_bytes` hold and at least one event if there is one.
     fn events(
         &self,
@@ -295,6 +333,16 @@ trait Store: Send + Sync + 'static {
 
     /// The instance's document.
     fn state(&self, instance: &InstanceKey) -> Result<Option<Arc<str>>, StoreError>;
+
+    /// The module that made what the instance keeps.
+    fn module(&self, instance: &InstanceKey) -> Result<Option<Digest>, StoreError>;
+
+    /// All kept deployments, by agent, oldest first.
+    fn deployments(&self) -> Result<Vec<DeploymentRecord>, StoreError>;
+
+    /// Makes a deployment durable, and these generations of its agent gone, both or neither. It may run beside commits, which
+    /// fail once it has, as it is then not known whether it is durable.
+    fn deploy(&self, record: &DeploymentRecord, forget: &[u64]) -> Result<(), StoreError>;
 
     /// The value under a key of the instance's storage.
     fn value(&self, instance: &InstanceKey, key: &str) -> Result<Option<Bytes>, StoreError>;

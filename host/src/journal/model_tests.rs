@@ -125,7 +125,7 @@ impl Pair {
             }
             Action::State { instance, document } => {
                 let document = document.to_string();
-                self.submit(instance, vec![Write::State(document.as_str().into())]);
+                self.submit(instance, vec![Write::State(Some(document.as_str().into()))]);
                 self.model.states.insert(instance, document);
             }
             Action::Storage { instance, key, value } => {

@@ -26,7 +26,9 @@
 //! | `events` | run, last number | segment |
 //! | `ids` | agent, instance, id | run, number |
 //! | `states` | agent, instance | document |
+//! | `modules` | agent, instance | digest of the module that made what the instance keeps |
 //! | `storage` | agent, instance, key | value |
+//! | `deployments` | agent, generation | deployment |
 //! | `ended` | end in ms, run | bytes |
 //! | `trimming` | run | agent, instance |
 //!
@@ -40,6 +42,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::mem;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,12 +56,12 @@ use ::redb::{
 };
 use bytes::Bytes;
 
-use super::codec::{Damaged, Op, Segment, decode_batch, encode_batch};
+use super::codec::{Damaged, Op, Segment, decode_batch, decode_deployment, encode_batch};
 use super::{
-    Committed, Event, Options, Pair, RunRecord, RunState, Store, StoreError, Submitted, Tended,
-    lock,
+    Committed, DeploymentRecord, Event, Options, Pair, RUNS_LOOKED_AT, RunPage, RunRecord,
+    RunState, Store, StoreError, Submitted, Tended, lock,
 };
-use crate::id::{Cursor, InstanceKey, RunId, Seq};
+use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
 mod log;
 mod recent;
@@ -69,10 +72,11 @@ pub(super) mod tests;
 pub use ::redb::StorageBackend;
 
 use self::log::{Foreign, Log, Place};
-use self::recent::{Layer, Recent};
+use self::recent::{Layer, Progress, Recent};
 use self::tables::{
-    EVENTS, FORMAT, IDS, META, META_FORMAT, META_LOG_MARK, META_TRIMMED_UNTIL, RUNS, Retention,
-    STATES, STEP, STORAGE, Tables, damaged, extent, millis, number, pair, record,
+    DEPLOYMENTS, EVENTS, FORMAT, FORMAT_BEFORE, IDS, META, META_FORMAT, META_LOG_MARK,
+    META_TRIMMED_UNTIL, MODULES, RUNS, Retention, STATES, STEP, STORAGE, Tables, damaged, decoded,
+    extent, millis, number, pair, record,
 };
 
 /// Where the journal keeps its bytes: something that makes a disk for each of its files, again after each failure.
@@ -218,6 +222,16 @@ impl Opened {
         }
     }
 
+    /// Writes to the tables, one at a time. Who comes after a failure learns of it by [`Self::check`].
+    fn write<T>(&self, body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let _one_at_a_time = lock(&self.tending);
+        let written = body();
+        if let Err(error) = &written {
+            *lock(&self.failure) = Some(error.to_string());
+        }
+        written
+    }
+
     /// Has all that is in the filling half of the log settled from now on, and goes on in the other half.
     fn turn(&self, log: &mut Log, tend: impl Fn() -> Result<Tended, Error>) -> Result<(), Error> {
         while self.recent().settling().is_some() {
@@ -299,7 +313,7 @@ impl RedbStore {
         })
     }
 
-    /// Refuses what is not a journal of this format, and returns the mark of its log; of an empty database none, if
+    /// Refuses what is not a journal of this format or of the one before, which it takes over, and returns the mark of its log; of an empty database none, if
     /// it may be one.
     fn check_format(
         &self,
@@ -317,12 +331,17 @@ impl RedbStore {
             .map_err(|_| StoreError(format!("{file} is not a journal")))?;
         let format = meta.get(META_FORMAT).map_err(failed)?;
         match format.map(|format| format.value()) {
-            Some(FORMAT) => number(&meta, META_LOG_MARK).map(Some).map_err(failed),
-            Some(format) => Err(StoreError(format!(
-                "{file} is a journal of format {format}, and this version reads format {FORMAT}"
-            ))),
-            None => Err(StoreError(format!("{file} is not a journal"))),
+            Some(FORMAT) => {}
+            Some(FORMAT_BEFORE) => take_over(database).map_err(failed)?,
+            Some(format) => {
+                return Err(StoreError(format!(
+                    "{file} is a journal of format {format}, and this version reads formats \
+                     {FORMAT_BEFORE} and {FORMAT}"
+                )));
+            }
+            None => return Err(StoreError(format!("{file} is not a journal"))),
         }
+        number(&meta, META_LOG_MARK).map(Some).map_err(failed)
     }
 
     /// Settles what only the log has, and begins a new epoch.
@@ -360,12 +379,7 @@ impl RedbStore {
 
     /// Settles the layer that is to be settled, if there is one, and takes a step of retention, if that is due.
     fn tend_opened(&self, opened: &Opened, now: SystemTime) -> Result<Tended, Error> {
-        let _one_at_a_time = lock(&opened.tending);
-        let tended = self.settle_and_trim(opened, now);
-        if let Err(error) = &tended {
-            *lock(&opened.failure) = Some(error.to_string());
-        }
-        tended
+        opened.write(|| self.settle_and_trim(opened, now))
     }
 
     fn settle_and_trim(&self, opened: &Opened, now: SystemTime) -> Result<Tended, Error> {
@@ -403,10 +417,11 @@ impl RedbStore {
 
     /// Writes a batch that the log cannot take to the tables.
     fn settle_directly(&self, opened: &Opened, layer: &Layer) -> Result<(), Error> {
-        let _one_at_a_time = lock(&opened.tending);
-        let transaction = opened.database.begin_write()?;
-        Tables::new(&transaction).settle(layer)?;
-        transaction.commit()?;
+        opened.write(|| {
+            let transaction = opened.database.begin_write()?;
+            Tables::new(&transaction).settle(layer)?;
+            Ok(transaction.commit()?)
+        })?;
         opened.trim_ms.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -479,13 +494,52 @@ impl Store for RedbStore {
         self.with(|opened| {
             let progress = opened.recent().progress(run);
             let transaction = opened.database.begin_read()?;
-            let mut record = record(&transaction.open_table(RUNS)?, run)?;
-            if let Some(record) = &mut record
-                && !record.state.is_final()
-            {
-                record.last = extent(&transaction.open_table(EVENTS)?, run)?.0;
+            let stored = record(&transaction.open_table(RUNS)?, run)?;
+            whole(run, stored, &progress, &transaction.open_table(EVENTS)?)
+        })
+    }
+
+    fn runs(
+        &self,
+        before: Option<RunId>,
+        limit: usize,
+        matches: &dyn Fn(&InstanceKey) -> bool,
+    ) -> Result<RunPage, StoreError> {
+        self.with(|opened| {
+            // One more than are looked at, to know whether there is one.
+            let recent = opened.recent().below(before, RUNS_LOOKED_AT + 1);
+            let transaction = opened.database.begin_read()?;
+            let (runs, events) = (transaction.open_table(RUNS)?, transaction.open_table(EVENTS)?);
+            let end = before.map_or(Bound::Unbounded, |before| Bound::Excluded(before.as_u128()));
+            let rows = runs.range::<u128>((Bound::Unbounded, end))?.rev();
+            let mut rows = rows.map(|row| {
+                let (run, record) = row?;
+                decoded(RunId::from_u128(run.value()), record.value())
+            });
+            let mut stored = rows.next().transpose()?;
+            let mut recent = recent.into_iter().peekable();
+            let (mut page, mut last) = (RunPage::default(), before);
+            for looked_at in 0.. {
+                let nexts =
+                    [stored.as_ref().map(|record| record.run), recent.peek().map(|of| of.0)];
+                let Some(run) = nexts.into_iter().flatten().max() else { break };
+                if page.records.len() == limit || looked_at == RUNS_LOOKED_AT {
+                    page.next = last;
+                    break;
+                }
+                last = Some(run);
+                let record = match &stored {
+                    Some(record) if record.run == run => {
+                        mem::replace(&mut stored, rows.next().transpose()?)
+                    }
+                    _ => None,
+                };
+                let progress = recent.next_if(|(of, _)| *of == run);
+                let progress = progress.map_or(Vec::new(), |(_, progress)| progress);
+                let record = whole(run, record, &progress, &events)?;
+                page.records.extend(record.filter(|record| matches(&record.instance)));
             }
-            Ok(progress.iter().fold(record, |record, progress| progress.onto(run, record)))
+            Ok(page)
         })
     }
 
@@ -545,13 +599,48 @@ impl Store for RedbStore {
 
     fn state(&self, instance: &InstanceKey) -> Result<Option<Arc<str>>, StoreError> {
         self.with(|opened| {
-            let recent = opened.recent().document(instance);
-            if recent.is_some() {
+            if let Some(recent) = opened.recent().document(instance) {
                 return Ok(recent);
             }
             let states = opened.database.begin_read()?.open_table(STATES)?;
             let document = states.get(pair(instance))?;
             Ok(document.map(|document| document.value().into()))
+        })
+    }
+
+    fn module(&self, instance: &InstanceKey) -> Result<Option<Digest>, StoreError> {
+        self.with(|opened| {
+            let recent = opened.recent().module(instance);
+            if recent.is_some() {
+                return Ok(recent);
+            }
+            let modules = opened.database.begin_read()?.open_table(MODULES)?;
+            let module = modules.get(pair(instance))?;
+            Ok(module.map(|module| Digest::from_bytes(*module.value())))
+        })
+    }
+
+    fn deployments(&self) -> Result<Vec<DeploymentRecord>, StoreError> {
+        self.read(|transaction| {
+            let deployments = transaction.open_table(DEPLOYMENTS)?;
+            let rows = deployments.iter()?.map(|row| {
+                let (key, row) = row?;
+                let (agent, generation) = key.value();
+                let agent = agent.parse().map_err(|_| damaged(Damaged))?;
+                decode_deployment(agent, generation, row.value()).map_err(damaged)
+            });
+            rows.collect()
+        })
+    }
+
+    fn deploy(&self, record: &DeploymentRecord, forget: &[u64]) -> Result<(), StoreError> {
+        self.with(|opened| {
+            opened.check()?;
+            opened.write(|| {
+                let transaction = opened.database.begin_write()?;
+                Tables::new(&transaction).deploy(record, forget)?;
+                Ok(transaction.commit()?)
+            })
         })
     }
 
@@ -657,10 +746,33 @@ impl Page {
     }
 }
 
+/// A run's record, where the layers take it from what the tables have.
+fn whole(
+    run: RunId,
+    stored: Option<RunRecord>,
+    progress: &[Progress],
+    events: &impl ReadableTable<(u128, u64), &'static [u8]>,
+) -> Result<Option<RunRecord>, Error> {
+    let mut stored = stored;
+    if let Some(record) = &mut stored
+        && !record.state.is_final()
+    {
+        record.last = extent(events, run)?.0;
+    }
+    Ok(progress.iter().fold(stored, |record, progress| progress.onto(run, record)))
+}
+
 /// Makes the tables of an empty database.
 fn make(database: &Database, mark: u64) -> Result<(), Error> {
     let transaction = database.begin_write()?;
     Tables::new(&transaction).make(mark)?;
+    Ok(transaction.commit()?)
+}
+
+/// Makes a file of the format before one of this format: at once, so that a crash leaves it what it was or what it is to be.
+fn take_over(database: &Database) -> Result<(), Error> {
+    let transaction = database.begin_write()?;
+    Tables::new(&transaction).take_over()?;
     Ok(transaction.commit()?)
 }
 

@@ -26,7 +26,7 @@ async fn what_is_committed_is_read_after_a_restart() {
     assert!(unfinished.is_empty());
     let lane = journal.lane(instance("a"));
     let run = whole_run(&journal, &lane, 3, "x").await;
-    commit(&lane, vec![Write::State("{}".into())]).await;
+    commit(&lane, vec![Write::State(Some("{}".into()))]).await;
     let record = journal.run(run).unwrap().unwrap();
     journal.close().await;
 
@@ -67,7 +67,7 @@ async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
     super::redb::tests::make_foreign(&directory.path().join("foreign"));
     assert!(refused("foreign").ends_with("is not a journal"));
     super::redb::tests::make_newer(&directory.path().join("newer"));
-    assert!(refused("newer").contains("is a journal of format 4"));
+    assert!(refused("newer").contains("is a journal of format 5"));
 
     // The log of another one, and none.
     Journal::open(of("other")).unwrap().0.close().await;
@@ -276,8 +276,9 @@ async fn tickets_follow_the_order_of_their_lane() {
     let journal = open(&Disk::default(), options());
     let lane = journal.lane(instance("a"));
     assert!(lane.latest().is_durable());
-    let tickets: Vec<Ticket> =
-        (0..100).map(|n| lane.submit(Turn(vec![Write::State(n.to_string().into())]))).collect();
+    let tickets: Vec<Ticket> = (0..100)
+        .map(|n| lane.submit(Turn(vec![Write::State(Some(n.to_string().into()))])))
+        .collect();
     tickets[99].durable().await.unwrap();
     assert!(tickets.iter().all(Ticket::is_durable));
     assert!(lane.submit(Turn::default()).is_durable());

@@ -324,7 +324,7 @@ fn publish(shared: &Shared, batch: Vec<Submitted>) {
                 lock(&shared.live).remove(&tail.run());
                 tail.end(outcome.clone());
             }
-            Write::Start { .. } | Write::State(_) | Write::Storage { .. } => {}
+            Write::Start { .. } | Write::State(_) | Write::Storage { .. } | Write::Module(_) => {}
         }
     }
     let counts = &shared.counts;

@@ -70,9 +70,12 @@ impl Ledger {
         let mut stored = Vec::new();
         for write in &turn.0 {
             match write {
-                Write::State(document) => memory.document = Some(Some(document.clone())),
+                Write::State(document) => memory.document = Some(document.clone()),
                 Write::Storage { key, value } => stored.push((key.clone(), value.clone())),
-                Write::Start { .. } | Write::Event { .. } | Write::End { .. } => {}
+                Write::Start { .. }
+                | Write::Event { .. }
+                | Write::End { .. }
+                | Write::Module(_) => {}
             }
         }
         // Under the lock, so that what memory holds last is what the lane has last.

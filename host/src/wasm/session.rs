@@ -298,7 +298,7 @@ impl Session {
         let mut making = self.making();
         making.grow(document.len(), self.limits.turn_bytes)?;
         making.document = Some(document.clone());
-        making.writes.push(Write::State(document));
+        making.writes.push(Write::State(Some(document)));
         Ok(())
     }
 

@@ -84,7 +84,7 @@ proptest! {
                         tail,
                         outcome: Outcome { state: RunState::Failed, code: optional },
                     },
-                    4 => Write::State(text.into()),
+                    4 => Write::State(optional.map(Into::into)),
                     _ => Write::Storage { key: text.into(), value: optional.map(Bytes::from) },
                 }
             };

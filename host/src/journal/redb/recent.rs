@@ -71,9 +71,12 @@ pub(super) struct End {
 /// What it has of an instance, runs aside.
 #[derive(Default)]
 pub(super) struct Kept {
-    pub(super) document: Option<Arc<str>>,
+    /// The document, and by `Some(None)` that there is none.
+    pub(super) document: Option<Option<Arc<str>>>,
     /// Values, and by `None` that there is none.
     pub(super) storage: BTreeMap<Box<str>, Option<Bytes>>,
+    /// The module that made what is kept.
+    pub(super) module: Option<Digest>,
     /// The newest events that have ids of the agent's own.
     pub(super) ids: HashMap<Box<str>, Cursor>,
 }
@@ -115,6 +118,17 @@ impl Recent {
         parts.map(|part| part.progress.clone()).collect()
     }
 
+    /// The newest runs below this one that the layers have, newest first and at most so many, each with its progress.
+    pub(super) fn below(&self, before: Option<RunId>, most: usize) -> Vec<(RunId, Vec<Progress>)> {
+        let runs = self.layers().flat_map(|layer| layer.runs.keys().copied());
+        let mut runs: Vec<RunId> =
+            runs.filter(|run| before.is_none_or(|before| *run < before)).collect();
+        runs.sort_unstable_by(|one, other| other.cmp(one));
+        runs.dedup();
+        runs.truncate(most);
+        runs.into_iter().map(|run| (run, self.progress(run))).collect()
+    }
+
     /// The events of a run that follow this one, as many as `max_bytes` hold and at least one if there is one.
     pub(super) fn after(&self, run: RunId, after: Seq, max_bytes: usize) -> Vec<Arc<Event>> {
         let parts = self.layers().rev().filter_map(|layer| layer.runs.get(&run));
@@ -136,9 +150,14 @@ impl Recent {
         self.kept(instance).find_map(|kept| kept.ids.get(id).copied())
     }
 
-    /// The instance's document.
-    pub(super) fn document(&self, instance: &InstanceKey) -> Option<Arc<str>> {
+    /// The instance's document; by `Some(None)`, that there is none.
+    pub(super) fn document(&self, instance: &InstanceKey) -> Option<Option<Arc<str>>> {
         self.kept(instance).find_map(|kept| kept.document.clone())
+    }
+
+    /// The module that made what the instance keeps.
+    pub(super) fn module(&self, instance: &InstanceKey) -> Option<Digest> {
+        self.kept(instance).find_map(|kept| kept.module)
     }
 
     /// The value under a key of the instance's storage; by `Some(None)`, that there is none.
@@ -196,6 +215,7 @@ impl Layer {
             Op::Storage { key, value } => {
                 self.kept(instance).storage.insert(key, value);
             }
+            Op::Module(module) => self.kept(instance).module = Some(module),
         }
     }
 

@@ -12,8 +12,10 @@ use std::time::{Duration, SystemTime};
 
 use ::redb::{Error, Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
 
-use super::super::RunRecord;
-use super::super::codec::{Damaged, Segment, decode_run, encode_run, encode_segment, split};
+use super::super::codec::{
+    Damaged, Segment, decode_run, encode_deployment, encode_run, encode_segment, split,
+};
+use super::super::{DeploymentRecord, RunRecord};
 use super::log::Place;
 use super::recent::{Kept, Layer, Part};
 use crate::id::{InstanceKey, RunId, Seq};
@@ -28,11 +30,17 @@ pub(super) const IDS: TableDefinition<(&str, &str, &str), (u128, u64)> =
 pub(super) const STATES: TableDefinition<(&str, &str), &str> = TableDefinition::new("states");
 pub(super) const STORAGE: TableDefinition<(&str, &str, &str), &[u8]> =
     TableDefinition::new("storage");
+pub(super) const MODULES: TableDefinition<(&str, &str), &[u8; 32]> =
+    TableDefinition::new("modules");
+pub(super) const DEPLOYMENTS: TableDefinition<(&str, u64), &[u8]> =
+    TableDefinition::new("deployments");
 pub(super) const ENDED: TableDefinition<(u64, u128), u64> = TableDefinition::new("ended");
 pub(super) const TRIMMING: TableDefinition<u128, (&str, &str)> = TableDefinition::new("trimming");
 
 /// The layout above. Another one gets another number, and a file is only read by who knows its number.
-pub(super) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 4;
+/// The layout before it, which has neither `modules` nor `deployments`: such a file is taken over.
+pub(super) const FORMAT_BEFORE: u64 = 3;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_ENDED_BYTES: &str = "ended_bytes";
 pub(super) const META_TRIMMED_UNTIL: &str = "trimmed_until_ms";
@@ -87,6 +95,8 @@ pub(super) struct Tables<'t> {
     pub(super) ids: Lazy<'t, (&'static str, &'static str, &'static str), (u128, u64)>,
     pub(super) states: Lazy<'t, (&'static str, &'static str), &'static str>,
     pub(super) storage: Lazy<'t, (&'static str, &'static str, &'static str), &'static [u8]>,
+    pub(super) modules: Lazy<'t, (&'static str, &'static str), &'static [u8; 32]>,
+    pub(super) deployments: Lazy<'t, (&'static str, u64), &'static [u8]>,
     pub(super) ended: Lazy<'t, (u64, u128), u64>,
     pub(super) trimming: Lazy<'t, u128, (&'static str, &'static str)>,
 }
@@ -131,6 +141,8 @@ impl<'t> Tables<'t> {
             ids: Lazy::new(transaction, IDS),
             states: Lazy::new(transaction, STATES),
             storage: Lazy::new(transaction, STORAGE),
+            modules: Lazy::new(transaction, MODULES),
+            deployments: Lazy::new(transaction, DEPLOYMENTS),
             ended: Lazy::new(transaction, ENDED),
             trimming: Lazy::new(transaction, TRIMMING),
         }
@@ -138,7 +150,6 @@ impl<'t> Tables<'t> {
 
     /// Makes all tables, so that those who read find them, for the log that has this mark.
     pub(super) fn make(&mut self, mark: u64) -> Result<(), Error> {
-        self.meta.open()?.insert(META_FORMAT, FORMAT)?;
         self.meta.open()?.insert(META_LOG_MARK, mark)?;
         self.runs.open()?;
         self.unfinished.open()?;
@@ -149,6 +160,14 @@ impl<'t> Tables<'t> {
         self.storage.open()?;
         self.ended.open()?;
         self.trimming.open()?;
+        self.take_over()
+    }
+
+    /// Makes what the format before did not have, and the format this one.
+    pub(super) fn take_over(&mut self) -> Result<(), Error> {
+        self.modules.open()?;
+        self.deployments.open()?;
+        self.meta.open()?.insert(META_FORMAT, FORMAT)?;
         Ok(())
     }
 
@@ -190,7 +209,13 @@ impl<'t> Tables<'t> {
     fn keep(&mut self, instance: &InstanceKey, kept: &Kept) -> Result<(), Error> {
         let (agent, name) = pair(instance);
         if let Some(document) = &kept.document {
-            self.states.open()?.insert((agent, name), &**document)?;
+            match document {
+                Some(document) => drop(self.states.open()?.insert((agent, name), &**document)?),
+                None => drop(self.states.open()?.remove((agent, name))?),
+            }
+        }
+        if let Some(module) = &kept.module {
+            self.modules.open()?.insert((agent, name), module.as_bytes())?;
         }
         for (key, value) in &kept.storage {
             match value {
@@ -264,6 +289,21 @@ impl<'t> Tables<'t> {
             self.requests.open()?.remove(run)?;
         }
         self.put(record)
+    }
+
+    /// Puts a deployment on record, and lets go of these generations of its agent.
+    pub(super) fn deploy(
+        &mut self,
+        record: &DeploymentRecord,
+        forget: &[u64],
+    ) -> Result<(), Error> {
+        let deployments = self.deployments.open()?;
+        let agent = record.agent.as_str();
+        for generation in forget {
+            deployments.remove((agent, *generation))?;
+        }
+        deployments.insert((agent, record.generation), &*encode_deployment(record))?;
+        Ok(())
     }
 
     pub(super) fn put(&mut self, record: &RunRecord) -> Result<(), Error> {
@@ -391,7 +431,12 @@ pub(super) fn record(
     let Some(row) = runs.get(run.as_u128())? else {
         return Ok(None);
     };
-    decode_run(run, row.value()).map(Some).map_err(damaged)
+    decoded(run, row.value()).map(Some)
+}
+
+/// The record of a run, as its row has it.
+pub(super) fn decoded(run: RunId, row: &[u8]) -> Result<RunRecord, Error> {
+    decode_run(run, row).map_err(damaged)
 }
 
 /// The last event of a run that is in a segment, and the bytes of the run's segments.

@@ -229,7 +229,7 @@ async fn what_is_read_is_the_newest_wherever_it_lies() {
         bench.commit(vec![
             start(&tail),
             identified(&tail, 1, Some("id"), "x"),
-            Write::State("1".into()),
+            Write::State(Some("1".into())),
             set("k1", "1"),
             set("k3", "3"),
             set("k5", "5"),
@@ -238,7 +238,7 @@ async fn what_is_read_is_the_newest_wherever_it_lies() {
         advance(&bench, older);
         bench.commit(vec![
             identified(&tail, 2, Some("id"), "x"),
-            Write::State("2".into()),
+            Write::State(Some("2".into())),
             set("j", "no"),
             set("k0", "0"),
             set("k1", "new"),
