@@ -6,6 +6,7 @@
 //! one of `B`, `KiB`, `MiB`, `GiB`. The command line goes over the file, the file over the defaults.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,14 +20,18 @@ use crate::id::AgentName;
 pub struct Config {
     /// Where agents are served.
     pub listen: SocketAddr,
-    /// Where the operator's routes are served. It has no authentication: keep it off public networks.
+    /// Where the operator's routes are served.
     pub admin: SocketAddr,
+    /// What the operator's requests carry, as `Authorization: Bearer`. Whoever reaches the admin address deploys code, so there
+    /// must be one where that is not the machine itself.
+    pub admin_token: Option<Secret>,
     /// The directory of the journal and of compiled modules.
     pub data: PathBuf,
     /// The directory whose `*.wasm` are served.
     pub agents_dir: Option<PathBuf>,
     pub http: HttpLimits,
     pub cors: Cors,
+    pub deployments: DeploymentLimits,
     pub instances: InstanceLimits,
     pub journal: JournalLimits,
     /// Interrupted runs that are resumed at the same time after a start: more would make the start a stampede. One that
@@ -36,6 +41,49 @@ pub struct Config {
     pub grace: Duration,
     /// What each agent is given, by its name.
     pub agents: BTreeMap<AgentName, AgentConfig>,
+}
+
+/// Text that is not shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"...\"")
+    }
+}
+
+/// Limits of deployments.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeploymentLimits {
+    /// The largest module: compiling takes some hundred times its bytes of memory, one module at a time.
+    #[serde(deserialize_with = "de::size")]
+    pub module_bytes: usize,
+    /// How many deployments of an agent are kept, with their modules, to go back to.
+    pub kept: usize,
+    /// How long an agent may take to answer for its health before it serves.
+    #[serde(deserialize_with = "de::duration")]
+    pub health_timeout: Duration,
+}
+
+impl Default for DeploymentLimits {
+    fn default() -> Self {
+        Self { module_bytes: 128 * MIB, kept: 16, health_timeout: Duration::from_secs(5) }
+    }
 }
 
 /// Limits of the HTTP side.
@@ -121,6 +169,13 @@ pub struct InstanceLimits {
     /// How long a guest may compute without return to the host: one that spins holds a worker's share.
     #[serde(deserialize_with = "de::duration")]
     pub cpu: Duration,
+    /// How long a module may take to take over what an instance keeps: the instance's requests wait for it.
+    #[serde(deserialize_with = "de::duration")]
+    pub migration: Duration,
+    /// How long a run that was cancelled may take to end. Then its instance's store is stopped, and runs that share it are
+    /// interrupted.
+    #[serde(deserialize_with = "de::duration")]
+    pub cancel_grace: Duration,
     /// What a guest may write between two suspensions: it is held in memory until the turn is over.
     #[serde(deserialize_with = "de::size")]
     pub turn_bytes: usize,
@@ -144,6 +199,8 @@ impl Default for InstanceLimits {
             runs: 1024,
             memory_bytes: 128 * MIB,
             cpu: Duration::from_secs(5),
+            migration: Duration::from_secs(30),
+            cancel_grace: Duration::from_secs(10),
             turn_bytes: 8 * MIB,
             event_bytes: MIB,
             state_bytes: 2 * MIB,
@@ -207,6 +264,8 @@ impl Default for JournalLimits {
 pub struct AgentConfig {
     /// What the agent reads through `wasi:config/store`.
     pub config: BTreeMap<String, String>,
+    /// What a module of the agent must answer with a 2xx before it serves: a path after the name of an instance.
+    pub health: Option<String>,
 }
 
 /// What the command line sets; it goes over the file.
@@ -216,6 +275,8 @@ pub struct Overrides {
     pub admin: Option<SocketAddr>,
     pub data: Option<PathBuf>,
     pub agents_dir: Option<PathBuf>,
+    /// What the environment says.
+    pub admin_token: Option<Secret>,
 }
 
 /// Why there is no valid configuration.
@@ -256,10 +317,12 @@ impl Config {
         Ok(Self {
             listen: overrides.listen.or(raw.listen).unwrap_or(local(8787)),
             admin: overrides.admin.or(raw.admin).unwrap_or(local(8788)),
+            admin_token: overrides.admin_token.or(raw.admin_token),
             data: overrides.data.or(raw.data).unwrap_or_else(|| ".bureau".into()),
             agents_dir: overrides.agents_dir.or(raw.agents_dir),
             http: raw.http,
             cors: raw.cors,
+            deployments: raw.deployments,
             instances: raw.instances,
             journal: raw.journal,
             resumptions_at_once: raw.resumptions_at_once.unwrap_or(16),
@@ -269,11 +332,13 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let Self { http, instances, journal, .. } = self;
+        let Self { http, deployments, instances, journal, .. } = self;
         let numbers = [
             ("http.request_body_bytes", http.request_body_bytes),
             ("http.connections", http.connections),
             ("http.streams_per_connection", http.streams_per_connection as usize),
+            ("deployments.module_bytes", deployments.module_bytes),
+            ("deployments.kept", deployments.kept),
             ("instances.live", instances.live),
             ("instances.mailbox", instances.mailbox),
             ("instances.runs", instances.runs),
@@ -300,7 +365,9 @@ impl Config {
             ("http.write_stall", http.write_stall),
             ("http.heartbeat", http.heartbeat),
             ("http.retry", http.retry),
+            ("deployments.health_timeout", deployments.health_timeout),
             ("instances.cpu", instances.cpu),
+            ("instances.migration", instances.migration),
             ("journal.patience", journal.patience),
         ];
         // The unit of `retry:` and of the limits' timers is the millisecond.
@@ -348,6 +415,23 @@ impl Config {
         if http.connections > tokio::sync::Semaphore::MAX_PERMITS {
             return Err(invalid("http.connections", "is out of range"));
         }
+        if self.admin_token.as_ref().is_some_and(|token| !is_token(token.reveal())) {
+            let reason = "must have 16 or more visible ASCII characters, such as `openssl rand -hex 32` prints";
+            return Err(invalid("admin_token", reason));
+        }
+        if self.admin_token.is_none() && !self.admin.ip().is_loopback() {
+            let reason = format!(
+                "is needed where the admin address is not a loopback one, and {} is not: set it in the file, or BUREAU_ADMIN_TOKEN in the environment",
+                self.admin
+            );
+            return Err(invalid("admin_token", reason));
+        }
+        for (agent, AgentConfig { health, .. }) in &self.agents {
+            if let Some(path) = health.as_ref().filter(|path| !path.starts_with('/')) {
+                let key = format!("agents.{agent}.health");
+                return Err(invalid(key, format!("{path:?} does not begin with /")));
+            }
+        }
         if let Some(origin) = self.cors.origins.iter().find(|origin| !is_origin(origin)) {
             let reason =
                 format!("{origin:?} is not an origin such as \"https://example.org\", nor \"*\"");
@@ -355,6 +439,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether this can be sent as a token, and not be guessed.
+fn is_token(text: &str) -> bool {
+    text.len() >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Whether a browser could send this as `Origin`: one with a path or in capitals would never match.
@@ -379,10 +468,12 @@ fn invalid(key: impl Into<String>, reason: impl ToString) -> ConfigError {
 struct RawConfig {
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    admin_token: Option<Secret>,
     data: Option<PathBuf>,
     agents_dir: Option<PathBuf>,
     http: HttpLimits,
     cors: Cors,
+    deployments: DeploymentLimits,
     instances: InstanceLimits,
     journal: JournalLimits,
     resumptions_at_once: Option<usize>,

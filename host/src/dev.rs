@@ -22,7 +22,6 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use crate::Host;
-use crate::id::AgentName;
 
 /// How long sources must be unchanged before they are built.
 const QUIET: Duration = Duration::from_millis(150);
@@ -169,24 +168,9 @@ impl Workspace {
 }
 
 async fn deploy_or_say(host: &Host, file: &Path) {
-    if let Err(error) = deploy_file(host, file).await {
-        tracing::error!("{error:#}");
+    if let Err(error) = host.deployments().deploy_file(file).await {
+        tracing::error!("{error}");
     }
-}
-
-/// Deploys a component under its file's name, with `-` for `_`, as cargo writes names the other way round.
-pub async fn deploy_file(host: &Host, file: &Path) -> anyhow::Result<()> {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().replace('_', "-");
-    let named = || format!("{} cannot be served", file.display());
-    let agent: AgentName = stem.parse().with_context(named)?;
-    let bytes = tokio::fs::read(file).await.with_context(named)?;
-    let deployment = host.deploy(agent.clone(), bytes).await.with_context(named)?;
-    let module = deployment.current.module.digest();
-    if deployment.previous != Some(module) {
-        let previous = deployment.previous.map(tracing::field::display);
-        tracing::info!(%agent, %module, previous, "deployed");
-    }
-    Ok(())
 }
 
 fn manifests(directory: &Path, depth: usize) -> Vec<PathBuf> {

@@ -24,6 +24,8 @@ pub enum Fault {
     JournalUnavailable,
     /// The agent's module could not be started.
     AgentUnavailable,
+    /// The agent's module could not take over what the instance keeps from another one.
+    MigrationFailed,
     /// The host failed in a way that it should not.
     Internal,
     /// The agent says that the request is at fault, and how.
@@ -38,7 +40,7 @@ pub enum Fault {
     BadResponse(String),
     /// The run was cancelled.
     Cancelled,
-    /// The host stopped in the middle of the run, and the agent does not resume.
+    /// The instance was stopped in the middle of the run, with the host or for another run's sake, and the agent does not resume.
     Interrupted,
     /// The run was interrupted again and again without getting any further.
     GaveUp,
@@ -131,6 +133,11 @@ impl Fault {
                 "Agent unavailable",
                 "the agent could not be started".into(),
             ),
+            Self::MigrationFailed => agent(
+                "migration-failed",
+                "Migration failed",
+                "this build of the agent could not take over what the instance keeps from another one; it is as it was".into(),
+            ),
             Self::Internal => host("internal", "Internal error", "the host failed".into()),
             Self::BadRequest(message) => {
                 agent("bad-request", "Bad request", message.clone().into())
@@ -149,7 +156,7 @@ impl Fault {
             Self::Interrupted => host(
                 "interrupted",
                 "Interrupted",
-                "the host stopped in the middle of the run, and the agent does not resume".into(),
+                "the instance was stopped in the middle of the run, and the agent does not resume".into(),
             ),
             Self::GaveUp => host(
                 "gave-up",
@@ -211,7 +218,7 @@ mod tests {
     fn a_failed_event_carries_the_problem_without_a_status() {
         assert_eq!(
             Fault::Interrupted.json(),
-            r#"{"type":"about:blank","title":"Interrupted","detail":"the host stopped in the middle of the run, and the agent does not resume","code":"interrupted","source":"host"}"#,
+            r#"{"type":"about:blank","title":"Interrupted","detail":"the instance was stopped in the middle of the run, and the agent does not resume","code":"interrupted","source":"host"}"#,
         );
     }
 

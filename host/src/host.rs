@@ -3,8 +3,8 @@
 //! **Problem.** The parts depend on each other in one order and must end in the opposite one, and no
 //! part may die without the host noticing.
 //!
-//! **Mechanism.** [`Host::open`] opens the journal and makes the engine; [`Host::deploy`] lets a module
-//! serve and takes up what its agent left unfinished; [`Host::serve`] answers until it is told to end or the
+//! **Mechanism.** [`Host::open`] opens the journal and makes the engine; [`Host::load`] has serve what was deployed before;
+//! [`Host::deploy`] lets a module serve and takes up what its agent left unfinished; [`Host::serve`] answers until it is told to end or the
 //! journal gives up, then drains, forces, and closes the journal last.
 //!
 //! **Limits** are those of the [`Config`]. **Cost.** Opening reads the journal's unfinished runs.
@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 
-use crate::agent::{Deployment, Directory, Registry, Resumptions};
+use crate::agent::{API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions};
 use crate::config::Config;
 use crate::http::admin::{Admin, Readiness};
 use crate::http::api::Api;
@@ -24,14 +24,13 @@ use crate::http::server;
 use crate::id::AgentName;
 use crate::journal::{self, Backend, Health, Journal, Unfinished};
 use crate::shutdown::Shutdown;
-use crate::wasm::{Engine, LoadError};
+use crate::wasm::{Engine, Feed};
 
 /// A host that is open and may be serving. Clones are the same host.
 #[derive(Clone)]
 pub struct Host {
     api: Arc<Api>,
     admin: Arc<Admin>,
-    resumptions: Arc<Resumptions>,
 }
 
 impl Host {
@@ -54,11 +53,19 @@ impl Host {
     ) -> anyhow::Result<Self> {
         let cache = config.data.join("cache");
         make_private(&cache)?;
+        let modules = config.data.join("modules");
+        make_private(&modules)?;
         let engine = Arc::new(Engine::new(&config.instances, cache)?);
-        let shutdown = Shutdown::default();
-        let limits = Arc::new(config.instances.clone());
-        let directory = Directory::new(engine.clone(), journal.clone(), limits, shutdown.clone());
-        let registry = Arc::new(Registry::new(engine, config.agents.clone()));
+        let (shutdown, feed) = (Shutdown::default(), Arc::new(Feed::default()));
+        let registry = Registry::new(engine, journal.clone(), feed.clone(), &config, modules)?;
+        let registry = Arc::new(registry);
+        let directory = Directory::new(
+            registry.clone(),
+            journal.clone(),
+            feed.clone(),
+            Arc::new(config.instances.clone()),
+            shutdown.clone(),
+        );
         let resumptions = Resumptions::new(
             journal.clone(),
             registry.clone(),
@@ -68,8 +75,10 @@ impl Host {
         );
         let config = Arc::new(config);
         let api = Arc::new(Api { config, registry, directory, journal, shutdown });
-        let admin = Arc::new(Admin { api: api.clone(), readiness: Arc::default() });
-        Ok(Self { api, admin, resumptions: Arc::new(resumptions) })
+        let deployments =
+            Deployments { registry: api.registry.clone(), resumptions: Arc::new(resumptions) };
+        let admin = Admin { api: api.clone(), readiness: Arc::default(), deployments, feed };
+        Ok(Self { api, admin: Arc::new(admin) })
     }
 
     /// What is served, and whether it is all there.
@@ -82,13 +91,27 @@ impl Host {
         &self.admin.readiness
     }
 
+    /// Deploys, and what goes with it.
+    pub fn deployments(&self) -> &Deployments {
+        &self.admin.deployments
+    }
+
+    /// Has all serve that was deployed before. What cannot keeps the host from being ready.
+    pub async fn load(&self) {
+        self.deployments().load().await;
+        for failed in self.registry().failed() {
+            let agent = &failed.record.agent;
+            self.readiness().failed(agent.to_string(), format!("agent {agent}: {}", failed.why));
+        }
+    }
+
     /// Compiles and checks a module, and lets it serve its agent's next request.
-    pub async fn deploy(&self, agent: AgentName, bytes: Vec<u8>) -> Result<Deployment, LoadError> {
-        let deployment = self.registry().deploy(agent, bytes).await?;
-        let (resumptions, current) = (self.resumptions.clone(), deployment.current.clone());
-        // Not on the tracker: what waits for its turn to resume must not hold up the host's end.
-        tokio::spawn(async move { resumptions.take_up(current).await });
-        Ok(deployment)
+    pub async fn deploy(
+        &self,
+        agent: AgentName,
+        bytes: Vec<u8>,
+    ) -> Result<Deployment, DeployError> {
+        self.deployments().deploy(agent, bytes, API.into(), None).await
     }
 
     /// Answers on the admin address, from now until the host ends.

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bureau::Host;
-use bureau::config::{Config, Overrides};
-use bureau::dev::{self, Workspace};
+use bureau::config::{Config, Overrides, Secret};
+use bureau::dev::Workspace;
 use bureau::http::server;
 use bureau::id::AgentName;
 use bureau::shutdown;
@@ -136,7 +136,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
 
 fn configure(agents: Option<PathBuf>, common: &Common) -> anyhow::Result<Config> {
     let Common { listen, admin, ref data, ref config } = *common;
-    let overrides = Overrides { listen, admin, data: data.clone(), agents_dir: agents };
+    // Not an argument, which others on the machine could see.
+    let admin_token = std::env::var("BUREAU_ADMIN_TOKEN").ok().map(Secret::from);
+    let overrides =
+        Overrides { listen, admin, data: data.clone(), agents_dir: agents, admin_token };
     Ok(Config::load(config.as_deref(), overrides)?)
 }
 
@@ -155,18 +158,20 @@ async fn open(mut config: Config) -> anyhow::Result<(Host, TcpListener, Config)>
 
 async fn serve(agents: Option<PathBuf>, common: Common) -> anyhow::Result<()> {
     let config = configure(agents, &common)?;
-    let Some(directory) = &config.agents_dir else {
-        anyhow::bail!("no agents: give --agents DIR, or agents_dir in the configuration file");
-    };
-    let components = components(directory)?;
+    let directory = config.agents_dir.clone();
+    let components = directory.as_deref().map(components).transpose()?.unwrap_or_default();
     let (host, listener, config) = open(config).await?;
     let mut stop = pin!(stop());
     let loading = async {
+        if let Some(directory) = &directory {
+            host.deployments().remove_missing(directory).await;
+        }
+        host.load().await;
         for file in components {
             // One that fails keeps the host from being ready, and the others serve.
-            if let Err(error) = dev::deploy_file(&host, &file).await {
-                tracing::error!("{error:#}");
-                host.readiness().failed(format!("{error:#}"));
+            if let Err(error) = host.deployments().deploy_file(&file).await {
+                tracing::error!("{error}");
+                host.readiness().failed(file.display().to_string(), error.to_string());
             }
         }
     };
@@ -198,6 +203,7 @@ fn components(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
     let workspace = Workspace::find(&paths).await?;
     let (host, listener, config) = open(configure(None, &common)?).await?;
+    host.load().await;
     workspace.build_and_deploy(&host).await?;
     host.readiness().loaded();
     ready(&host, &config);

@@ -8,6 +8,7 @@
 //! room is retired by dropping its mailbox. Each store has a generation, so that an old one's exit cannot
 //! remove its successor; the slot goes when its last store is gone and all it wrote is durable. Stores stand in the order in
 //! which they were last *seen* to be used; being used moves nothing, and one that comes to the front is put where it belongs.
+//! A run that is cancelled and does not end within the grace has its store stopped.
 //!
 //! **Limits.** [`InstanceLimits::live`] stores; beyond it the least recently used idle ones go, and when none is
 //! idle the caller is refused. A full mailbox or too many runs refuse the call: nothing waits without bound.
@@ -28,21 +29,22 @@ use tokio::time::Instant;
 
 use crate::agent::drive::{Drive, Driven, Hold};
 use crate::agent::instance::Actor;
-use crate::agent::registry::Deployed;
+use crate::agent::registry::{Deployed, Registry};
 use crate::config::InstanceLimits;
 use crate::fault::Fault;
-use crate::id::{InstanceKey, RunId};
+use crate::id::{AgentName, Digest, InstanceKey, RunId};
 use crate::journal::Journal;
 use crate::shutdown::Shutdown;
-use crate::wasm::{Call, Engine, Ledger, Load, Session};
+use crate::wasm::{Call, Engine, Feed, Happening, Ledger, Load, Session};
 
 /// All live instances. Clones are the same directory.
 #[derive(Clone)]
 pub struct Directory(Arc<Inner>);
 
 struct Inner {
-    engine: Arc<Engine>,
+    registry: Arc<Registry>,
     journal: Journal,
+    feed: Arc<Feed>,
     limits: Arc<InstanceLimits>,
     shutdown: Shutdown,
     began: Instant,
@@ -64,8 +66,17 @@ struct Live {
 struct Slot {
     ledger: Arc<Ledger>,
     current: Option<Current>,
-    /// The sessions of all stores of the instance that are not gone.
-    stores: Vec<(Generation, Arc<Session>)>,
+    /// All stores of the instance that are not gone.
+    stores: Vec<Store>,
+}
+
+struct Store {
+    generation: Generation,
+    session: Arc<Session>,
+    load: Arc<Load>,
+    drive: Arc<Drive>,
+    /// Since the directory began.
+    started: Duration,
 }
 
 struct Current {
@@ -118,14 +129,16 @@ pub struct Refused {
 impl Directory {
     /// A directory without live instances.
     pub fn new(
-        engine: Arc<Engine>,
+        registry: Arc<Registry>,
         journal: Journal,
+        feed: Arc<Feed>,
         limits: Arc<InstanceLimits>,
         shutdown: Shutdown,
     ) -> Self {
         Self(Arc::new(Inner {
-            engine,
+            registry,
             journal,
+            feed,
             limits,
             shutdown,
             began: Instant::now(),
@@ -135,7 +148,12 @@ impl Directory {
     }
 
     pub(super) fn engine(&self) -> &Engine {
-        &self.0.engine
+        self.0.registry.engine()
+    }
+
+    /// The module that serves the agent of an instance now.
+    pub(super) fn current(&self, key: &InstanceKey) -> Option<Arc<Deployed>> {
+        self.0.registry.current(key.agent())
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -157,7 +175,11 @@ impl Directory {
         let slot = match live.slots.entry(key.clone()) {
             MapEntry::Occupied(slot) => slot.into_mut(),
             MapEntry::Vacant(slot) => slot.insert(Slot {
-                ledger: Arc::new(Ledger::new(self.0.journal.clone(), key.clone())),
+                ledger: Arc::new(Ledger::new(
+                    self.0.journal.clone(),
+                    self.0.feed.clone(),
+                    key.clone(),
+                )),
                 current: None,
                 stores: Vec::new(),
             }),
@@ -218,21 +240,17 @@ impl Directory {
         live.current += 1;
         let generation = Generation(live.generations);
         let load = Arc::new(Load::new(self.0.began));
-        live.seen.push(Reverse(Seen { since: self.0.now(), generation, key: key.clone() }));
-        let session = Arc::new(Session::new(
-            slot.ledger.clone(),
-            deployed.module.digest(),
-            deployed.module.resumes(),
-            self.0.limits.clone(),
-            load.clone(),
-        ));
+        let started = self.0.now();
+        live.seen.push(Reverse(Seen { since: started, generation, key: key.clone() }));
+        let limits = self.0.limits.clone();
+        let (ledger, running) = (slot.ledger.clone(), deployed.running());
+        let session = Arc::new(Session::new(ledger, running, limits, load.clone()));
         let (mailbox, receiver) = mpsc::channel(self.0.limits.mailbox);
-        slot.stores.push((generation, session.clone()));
         let actor = Actor {
             directory: self.clone(),
             generation,
             deployed: deployed.clone(),
-            session,
+            session: session.clone(),
             mailbox: receiver,
         };
         let force = self.0.shutdown.force.begun();
@@ -244,6 +262,17 @@ impl Directory {
             }
         });
         let drive = hold.drive().clone();
+        slot.stores.push(Store {
+            generation,
+            session,
+            load: load.clone(),
+            drive: drive.clone(),
+            started,
+        });
+        if self.0.feed.is_watched() {
+            let (instance, module) = (key.clone(), running.module);
+            self.0.feed.tell(None, Happening::InstanceStarted { instance, module });
+        }
         self.0.shutdown.tasks.spawn(Driven(drive.clone()));
         slot.current =
             Some(Current { generation, deployed: deployed.clone(), load, mailbox, drive });
@@ -299,25 +328,109 @@ impl Directory {
     pub(super) fn gone(&self, key: &InstanceKey, generation: Generation) {
         self.forget(key, generation);
         let mut live = self.live();
-        if let Some(slot) = live.slots.get_mut(key) {
-            slot.stores.retain(|(each, _)| *each != generation);
+        let mut module = None;
+        if let Some(slot) = live.slots.get_mut(key)
+            && let Some(at) = slot.stores.iter().position(|store| store.generation == generation)
+        {
+            module = Some(slot.stores.swap_remove(at).session.module());
         }
         live.remove_if_unused(key);
         drop(live);
         self.0.left.notify_waiters();
+        if let Some(module) = module.filter(|_| self.0.feed.is_watched()) {
+            self.0.feed.tell(None, Happening::InstanceEnded { instance: key.clone(), module });
+        }
     }
 
-    /// Asks a run to end. Whether it was in flight.
+    /// Asks a run to end, and sees to it that it does. Whether it was in flight.
     pub fn cancel(&self, run: RunId) -> bool {
+        let asked = {
+            let live = self.live();
+            let mut stores = live.slots.values().flat_map(|slot| &slot.stores);
+            stores.find_map(|store| Some((store.session.cancel(run)?, store.session.clone())))
+        };
+        let Some((first, session)) = asked else { return false };
+        if first {
+            let (directory, grace) = (self.clone(), self.0.limits.cancel_grace);
+            tokio::spawn(async move {
+                tokio::time::sleep(grace).await;
+                if session.has(run) {
+                    directory.stop(&session, run);
+                }
+            });
+        }
+        true
+    }
+
+    /// Has a store dropped as it is, since a run in it does not end.
+    fn stop(&self, session: &Arc<Session>, run: RunId) {
+        let key = session.ledger().key();
+        tracing::warn!(instance = %key, %run, "a cancelled run does not end; its store is stopped");
+        session.stop();
         let live = self.live();
-        let mut stores = live.slots.values().flat_map(|slot| &slot.stores);
-        stores.any(|(_, session)| session.cancel(run))
+        let mut stores = live.slots.get(key).into_iter().flat_map(|slot| &slot.stores);
+        let drive = stores.find(|store| Arc::ptr_eq(&store.session, session));
+        let drive = drive.map(|store| store.drive.clone());
+        drop(live);
+        if let Some(drive) = drive {
+            Drive::wake(&drive);
+        }
+    }
+
+    /// The stores of an agent, or of all, with those on their way out.
+    pub fn instances(&self, agent: Option<&AgentName>) -> Vec<LiveInstance> {
+        let (live, now) = (self.live(), self.0.now());
+        let slots = live.slots.iter().filter(|(key, _)| agent.is_none_or(|of| key.agent() == of));
+        let stores = slots.flat_map(|(key, slot)| slot.stores.iter().map(move |of| (key, of)));
+        let instances = stores.map(|(instance, store)| LiveInstance {
+            instance: instance.clone(),
+            module: store.session.module(),
+            runs: store.load.in_flight(),
+            age: now.saturating_sub(store.started),
+            idle: store.load.idle_since().map(|since| now.saturating_sub(since)),
+        });
+        instances.collect()
+    }
+
+    /// The runs in flight, on record or not.
+    pub fn runs(&self) -> Vec<LiveRun> {
+        let live = self.live();
+        let stores = live
+            .slots
+            .iter()
+            .flat_map(|(key, slot)| slot.stores.iter().map(move |store| (key, &store.session)));
+        let runs = stores.flat_map(|(instance, session)| {
+            session.runs().into_iter().map(|run| LiveRun {
+                run,
+                instance: instance.clone(),
+                module: session.module(),
+            })
+        });
+        runs.collect()
     }
 
     /// How many stores there are, with those on their way out.
     pub fn stores(&self) -> usize {
         self.live().slots.values().map(|slot| slot.stores.len()).sum()
     }
+}
+
+/// A store, as an operator sees it.
+pub struct LiveInstance {
+    pub instance: InstanceKey,
+    pub module: Digest,
+    /// In flight or on their way.
+    pub runs: usize,
+    pub age: Duration,
+    /// For how long it has had no runs, if it has none.
+    pub idle: Option<Duration>,
+}
+
+/// A run in flight.
+pub struct LiveRun {
+    pub run: RunId,
+    pub instance: InstanceKey,
+    pub module: Digest,
 }
 
 impl Inner {

@@ -64,6 +64,11 @@ impl Drive {
         (before & HELD == 0).then(|| Hold { drive: self.clone(), over: false })
     }
 
+    /// Has the actor polled by its task, or once more by who holds it.
+    pub(super) fn wake(drive: &Arc<Self>) {
+        Self::wake_by_ref(drive);
+    }
+
     fn swap(&self, actor: Option<Future>) -> Option<Future> {
         // Nothing panics while it holds the lock, so a poisoned one is whole.
         let mut place = self.actor.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,18 +5,22 @@
 //! **Mechanism.** The actor takes calls from a bounded mailbox until the directory drops its end, which is how
 //! an instance is retired: idle, swapped, or pushed out. Queued calls and those in flight are served to
 //! their end first. After a failure the directory forgets the actor, and calls that it had not begun go to a
-//! fresh one; when it could not even start, they are answered with the fault.
+//! fresh one; when it could not even start, they are answered with the fault. A store that is stopped, for a run that was
+//! cancelled and did not end, has its other runs gone on with in a fresh one, as after a crash.
 //!
 //! ```text
-//!   starting --instantiated--> serving --mailbox closed, last run ended--> settling --durable--> gone
-//!      |                          |                                            ^
-//!      +------- cannot start -----+---------- store failed: runs end ----------+
+//!   starting --instantiated, migrated--> serving --mailbox closed, last run ended--> settling --durable--> gone
+//!      |                                    |                                            ^
+//!      +----------- cannot start -----------+--- store failed: runs end -----------------+
+//!                                           +--- stopped: runs end or go on elsewhere ---+
 //! ```
 //!
 //! **Limits.** [`InstanceLimits::mailbox`](crate::config::InstanceLimits::mailbox). **Cost.** A task, a mailbox and a store.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -24,12 +28,15 @@ use tokio::time::Instant;
 
 use crate::agent::directory::{Directory, Generation, Refused};
 use crate::agent::registry::Deployed;
-use crate::agent::resume::insist;
+use crate::agent::resume::{RETRY, call_again, insist};
 use crate::fault::Fault;
 use crate::wasm::{Call, Entry, LiveStore, Session, StartError};
 
 /// How long a start waits for a place in a full pool.
 const ROOM: Duration = Duration::from_secs(1);
+
+/// How long a resumption waits after its instance could not be migrated: another module may serve by then.
+const MIGRATION_RETRY: Duration = Duration::from_secs(5);
 
 /// What an actor is made of.
 pub(super) struct Actor {
@@ -46,7 +53,7 @@ impl Actor {
         let ledger = self.session.ledger().clone();
         match self.start().await {
             Ok(store) => {
-                if store.serve(&mut self.mailbox).await.is_err() {
+                if self.serve(store).await.is_err() {
                     self.directory.forget(ledger.key(), self.generation);
                     self.pass_on_queued().await;
                 }
@@ -60,6 +67,31 @@ impl Actor {
         // ends the host, so what it still owes does not matter.
         drop(ledger.settled().await);
         self.directory.gone(ledger.key(), self.generation);
+    }
+
+    /// Serves until the instance is retired; an error is the store's end before that.
+    async fn serve(&mut self, store: LiveStore) -> Result<(), Fault> {
+        let session = &*self.session;
+        let served = {
+            let mut serving = pin!(store.serve(&mut self.mailbox));
+            poll_fn(|cx| match session.is_stopped() {
+                false => serving.as_mut().poll(cx).map(Some),
+                true => Poll::Ready(None),
+            })
+            .await
+        };
+        let Some(served) = served else {
+            for run in session.interrupt() {
+                let key = session.ledger().key();
+                tracing::info!(instance = %key, run = %run.id(), "an interrupted run goes on");
+                if let Some(call) = call_again(run) {
+                    let directory = self.directory.clone();
+                    tokio::spawn(insist(directory, key.clone(), call, Duration::ZERO));
+                }
+            }
+            return Err(Fault::Interrupted);
+        };
+        served
     }
 
     async fn start(&self) -> Result<LiveStore, Fault> {
@@ -80,14 +112,20 @@ impl Actor {
             drop(tokio::time::timeout_at(deadline, left).await);
             started = start().await;
         }
-        started.map_err(|cause| {
+        let limits = self.session.limits();
+        let mut store = started.map_err(|cause| {
             let key = self.session.ledger().key();
             tracing::error!(instance = %key, module = %self.session.module(), %cause, "cannot start");
             match cause {
-                StartError::NoRoom => Fault::HostBusy { limit: self.session.limits().live },
-                StartError::Failed(fault) => fault,
+                StartError::NoRoom => Fault::HostBusy { limit: limits.live },
+                StartError::Failed { fault, .. } => fault,
             }
-        })
+        })?;
+        if self.deployed.module.migrates() {
+            // Few do, and all would have place for it.
+            Box::pin(store.migrate(limits.migration)).await?;
+        }
+        Ok(store)
     }
 
     /// Gives the calls that the failed store had not begun to the next one.
@@ -95,7 +133,8 @@ impl Actor {
         self.mailbox.close();
         while let Some(call) = self.mailbox.recv().await {
             let key = self.session.ledger().key();
-            let passed = self.directory.send(key, &self.deployed, |_| *call);
+            let current = self.directory.current(key).unwrap_or_else(|| self.deployed.clone());
+            let passed = self.directory.send(key, &current, |_| *call);
             if let Err(Refused { call, fault }) = passed {
                 self.refuse(*call, &fault);
             }
@@ -117,7 +156,11 @@ impl Actor {
             (Entry::Resume(_), Fault::Draining) => {}
             (Entry::Resume(_), Fault::HostBusy { .. } | Fault::InstanceBusy { .. }) => {
                 let key = self.session.ledger().key().clone();
-                tokio::spawn(insist(self.directory.clone(), key, self.deployed.clone(), call));
+                tokio::spawn(insist(self.directory.clone(), key, call, RETRY));
+            }
+            (Entry::Resume(_), Fault::MigrationFailed) => {
+                let key = self.session.ledger().key().clone();
+                tokio::spawn(insist(self.directory.clone(), key, call, MIGRATION_RETRY));
             }
             _ => {
                 self.session.begin(&call.run);

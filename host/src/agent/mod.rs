@@ -1,15 +1,20 @@
 //! Agents and their instances: which module serves a name, and which store serves an instance.
 //!
-//! `registry` maps an agent's name to its current module; `directory` an instance to its live store, starting
+//! `registry` maps an agent's name to its current module, `trial` has a module show that it works first, `modules` keeps what was
+//! deployed, and `deployments` sees each one through; `directory` an instance to its live store, starting
 //! and retiring them; `instance` is the actor that owns a store, and `drive` says who polls it; `resume` goes on with runs that the host's
 //! end cut off.
 
+mod deployments;
 mod directory;
 mod drive;
 mod instance;
+mod modules;
 mod registry;
 mod resume;
+mod trial;
 
-pub use self::directory::{Directory, Refused, Sent};
-pub use self::registry::{Deployed, Deployment, Registry};
+pub use self::deployments::{Deployments, FileError};
+pub use self::directory::{Directory, LiveInstance, LiveRun, Refused, Sent};
+pub use self::registry::{API, DeployError, Deployed, Deployment, Failed, Registry};
 pub use self::resume::{Resumptions, keep};

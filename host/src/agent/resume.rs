@@ -12,7 +12,7 @@
 //!
 //! **Cost.** A record and a tail per waiting run.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::agent::directory::{Directory, Refused};
 use crate::agent::registry::{Deployed, Registry};
 use crate::fault::Fault;
-use crate::id::InstanceKey;
+use crate::id::{AgentName, InstanceKey, RunId};
 use crate::journal::{Journal, Unfinished};
 use crate::wasm::{Call, Entry, Origin, Request, RequestHead, Run, epitaph};
 
@@ -30,7 +30,7 @@ use crate::wasm::{Call, Entry, Origin, Request, RequestHead, Run, epitaph};
 const MAX_INTERRUPTIONS: u32 = 3;
 
 /// How long to wait when an instance cannot take a resumption now.
-const RETRY: Duration = Duration::from_millis(100);
+pub(super) const RETRY: Duration = Duration::from_millis(100);
 
 /// How long a resumed run counts as one of those under way.
 const PLACE: Duration = Duration::from_secs(30);
@@ -63,33 +63,54 @@ impl Resumptions {
     /// Takes up the waiting runs of an agent that is served now.
     pub async fn take_up(&self, deployed: Arc<Deployed>) {
         let runs: Vec<_> = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             let ours =
                 |unfinished: &mut Unfinished| *unfinished.record.instance.agent() == deployed.agent;
-            waiting.extract_if(.., ours).collect()
+            self.waiting().extract_if(.., ours).collect()
         };
-        let mut resumable = Vec::new();
         for unfinished in runs {
-            let request = unfinished.request.as_deref().and_then(restore);
-            match request.filter(|_| deployed.module.resumes()) {
-                _ if unfinished.record.interruptions >= MAX_INTERRUPTIONS => {
-                    self.bury(&unfinished, &Fault::GaveUp);
-                }
-                None => self.bury(&unfinished, &Fault::Interrupted),
-                Some(request) => resumable.push((unfinished, request)),
+            if let Some(fault) = hopeless(&unfinished, &deployed) {
+                self.bury(&unfinished, &fault);
+            } else {
+                self.wait(unfinished);
             }
         }
-        for (unfinished, request) in resumable {
+        loop {
             // The semaphore lives as long as `self` and is never closed.
             let Ok(permit) = self.at_once.clone().acquire_owned().await else { return };
-            // The module may have been swapped while the run waited for its place.
-            let current =
-                self.registry.current(&deployed.agent).unwrap_or_else(|| deployed.clone());
-            match current.module.resumes() {
-                true => self.resume(unfinished, current, request, permit),
-                false => self.bury(&unfinished, &Fault::Interrupted),
+            // Only now, so that a run that waits for its place can be cancelled; the module may have been swapped meanwhile,
+            // and those of an agent that was removed wait for the next one.
+            let Some(current) = self.registry.current(&deployed.agent) else { return };
+            let Some(unfinished) = self.next(&deployed.agent) else { return };
+            match hopeless(&unfinished, &current) {
+                None => self.resume(unfinished, permit),
+                Some(fault) => self.bury(&unfinished, &fault),
             }
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Unfinished>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self, unfinished: Unfinished) {
+        self.waiting().push(unfinished);
+    }
+
+    /// The oldest run of an agent that waits.
+    fn next(&self, agent: &AgentName) -> Option<Unfinished> {
+        let mut waiting = self.waiting();
+        let of = |unfinished: &Unfinished| unfinished.record.instance.agent() == agent;
+        let at = waiting.iter().position(of)?;
+        Some(waiting.remove(at))
+    }
+
+    /// Ends a run that waits to be taken up. Whether there was one.
+    pub fn cancel(&self, run: RunId) -> bool {
+        let mut waiting = self.waiting();
+        let at = waiting.iter().position(|unfinished| unfinished.record.run == run);
+        let unfinished = at.map(|at| waiting.remove(at));
+        drop(waiting);
+        unfinished.inspect(|unfinished| self.bury(unfinished, &Fault::Cancelled)).is_some()
     }
 
     fn bury(&self, unfinished: &Unfinished, fault: &Fault) {
@@ -102,26 +123,20 @@ impl Resumptions {
         self.journal.lane(record.instance.clone()).submit(turn);
     }
 
-    fn resume(
-        &self,
-        unfinished: Unfinished,
-        deployed: Arc<Deployed>,
-        request: (Request, RequestHead),
-        permit: OwnedSemaphorePermit,
-    ) {
-        let Unfinished { record, tail, .. } = unfinished;
+    fn resume(&self, unfinished: Unfinished, permit: OwnedSemaphorePermit) {
+        let Unfinished { record, request, tail } = unfinished;
         tracing::info!(instance = %record.instance, run = %record.run, after = %record.last, "resuming");
         let (held, gone) = oneshot::channel();
-        let (request, head) = request;
+        let head = request.as_deref().and_then(restore).map(|(_, head)| head).unwrap_or_default();
         let origin = Origin {
             head,
+            request,
             resumed_after: Some(record.last),
             gone: Some(held),
             ..Origin::default()
         };
-        let run = Run::again(tail, origin);
-        let call = Call { run, request, entry: Entry::Resume(record.last) };
-        tokio::spawn(insist(self.directory.clone(), record.instance, deployed, call));
+        let Some(call) = call_again(Run::again(tail, origin)) else { return };
+        tokio::spawn(insist(self.directory.clone(), record.instance, call, Duration::ZERO));
         tokio::spawn(async move {
             // Either way its place is free.
             drop(tokio::time::timeout(PLACE, gone).await);
@@ -130,21 +145,43 @@ impl Resumptions {
     }
 }
 
-/// Hands a resumption to its instance, again and again until it is taken or the host ends.
+/// Why a run cannot be gone on with on this module, if it cannot.
+fn hopeless(unfinished: &Unfinished, deployed: &Deployed) -> Option<Fault> {
+    if unfinished.record.interruptions >= MAX_INTERRUPTIONS {
+        return Some(Fault::GaveUp);
+    }
+    let request = unfinished.request.as_deref().and_then(restore);
+    let resumes = deployed.module.resumes() && request.is_some();
+    (!resumes).then_some(Fault::Interrupted)
+}
+
+/// The call that goes on with a run, which has the request that began it.
+pub(super) fn call_again(run: Run) -> Option<Call> {
+    let (request, _) = restore(run.origin().request.as_deref()?)?;
+    let last = run.origin().resumed_after?;
+    Some(Call { run, request, entry: Entry::Resume(last) })
+}
+
+/// Hands a resumption to its instance after a pause, on the module that serves it then, again and again until it is taken or the host ends.
+/// While the agent is not served it waits.
 pub(super) async fn insist(
     directory: Directory,
     instance: InstanceKey,
-    deployed: Arc<Deployed>,
     mut call: Call,
+    pause: Duration,
 ) {
-    while let Err(Refused { call: refused, fault }) = directory.send(&instance, &deployed, |_| call)
-    {
-        if fault == Fault::Draining {
-            return;
+    tokio::time::sleep(pause).await;
+    loop {
+        if let Some(current) = directory.current(&instance) {
+            match directory.send(&instance, &current, |_| call) {
+                Ok(_) | Err(Refused { fault: Fault::Draining, .. }) => return,
+                Err(Refused { call: refused, fault }) => {
+                    tracing::debug!(%instance, code = fault.code(), "a resumption waits");
+                    call = *refused;
+                }
+            }
         }
-        tracing::debug!(%instance, code = fault.code(), "a resumption waits");
         tokio::time::sleep(RETRY).await;
-        call = *refused;
     }
 }
 

@@ -4,6 +4,7 @@
 //! unless configured otherwise and has no authentication of its own. Nothing here waits or computes beyond
 //! one read of the journal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,9 +17,11 @@ use super::accept::Accept;
 use super::api::Api;
 use super::problem::Problem;
 use super::route::{self, AdminRoute};
+use crate::agent::Deployments;
 use crate::fault::Fault;
 use crate::id::RunId;
 use crate::journal::Health;
+use crate::wasm::Feed;
 
 /// What the host still has to do before it serves all it was asked to.
 #[derive(Default)]
@@ -27,13 +30,18 @@ pub struct Readiness(Mutex<State>);
 #[derive(Default)]
 struct State {
     loaded: bool,
-    failed: Vec<String>,
+    failed: BTreeMap<String, String>,
 }
 
 impl Readiness {
-    /// An agent could not be loaded.
-    pub fn failed(&self, what: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).failed.push(what);
+    /// Something could not be loaded, and why.
+    pub fn failed(&self, what: String, why: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).failed.insert(what, why);
+    }
+
+    /// It is there now, or no longer wanted.
+    pub fn mended(&self, what: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).failed.remove(what);
     }
 
     /// Every agent was loaded, or has failed.
@@ -44,10 +52,11 @@ impl Readiness {
     /// What is missing, in a line, if anything is.
     fn missing(&self) -> Option<String> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match (state.loaded, state.failed.as_slice()) {
+        let failed: Vec<_> = state.failed.values().map(String::as_str).collect();
+        match (state.loaded, failed.is_empty()) {
             (false, _) => Some("agents are being compiled".into()),
-            (true, []) => None,
-            (true, failed) => Some(format!("not loaded: {}", failed.join("; "))),
+            (true, true) => None,
+            (true, false) => Some(format!("not loaded: {}", failed.join("; "))),
         }
     }
 }
@@ -56,6 +65,8 @@ impl Readiness {
 pub struct Admin {
     pub api: Arc<Api>,
     pub readiness: Arc<Readiness>,
+    pub deployments: Deployments,
+    pub feed: Arc<Feed>,
 }
 
 impl Admin {

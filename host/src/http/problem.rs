@@ -62,7 +62,8 @@ impl Problem {
                 Fault::HostBusy { .. }
                 | Fault::Draining
                 | Fault::JournalUnavailable
-                | Fault::AgentUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+                | Fault::AgentUnavailable
+                | Fault::MigrationFailed => StatusCode::SERVICE_UNAVAILABLE,
                 Fault::BadRequest(_) => StatusCode::BAD_REQUEST,
                 Fault::AgentTrapped | Fault::Limit(_) | Fault::BadResponse(_) => {
                     StatusCode::BAD_GATEWAY
@@ -196,6 +197,7 @@ mod tests {
             (Fault::Draining.into(), 503, "draining"),
             (Fault::JournalUnavailable.into(), 503, "journal-unavailable"),
             (Fault::AgentUnavailable.into(), 503, "agent-unavailable"),
+            (Fault::MigrationFailed.into(), 503, "migration-failed"),
             (Fault::Internal.into(), 500, "internal"),
             (Fault::BadRequest(String::new()).into(), 400, "bad-request"),
             (Fault::AgentFailed.into(), 500, "agent-failed"),

@@ -5,7 +5,15 @@
 
 wasmtime::component::bindgen!({
     path: "../wit",
-    world: "resumable-agent",
+    inline: "
+        package bureau:host;
+
+        world every-agent {
+            include bureau:agent/resumable-agent@0.1.0;
+            include bureau:agent/migrating-agent@0.1.0;
+        }
+    ",
+    world: "bureau:host/every-agent",
     imports: {
         "bureau:agent/runs.[drop]run": trappable,
         default: trappable,
@@ -18,5 +26,5 @@ wasmtime::component::bindgen!({
 });
 
 pub(crate) use self::bureau::agent::{identity, runs, state, storage, types};
-pub(crate) use self::exports::bureau::agent::{handler, resumption};
+pub(crate) use self::exports::bureau::agent::{handler, migration, resumption};
 pub(crate) use self::wasi::config::store as config;

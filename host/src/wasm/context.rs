@@ -23,7 +23,7 @@ use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, Store
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
 use crate::wasm::log::GuestLog;
 use crate::wasm::run::Run;
-use crate::wasm::session::{EmitRefused, Session};
+use crate::wasm::session::{EmitRefused, Session, WriteRefused};
 
 /// Values that the operator gives an agent, by `wasi:config/store`.
 pub type Variables = Arc<BTreeMap<String, String>>;
@@ -231,8 +231,18 @@ impl state::Host for Context {
         if let Err(fault) = serde_json::from_str::<serde::de::IgnoredAny>(&json) {
             return Ok(Err(StoreError::Invalid(format!("not a JSON document: {fault}"))));
         }
-        self.session.set_document(json)?;
-        Ok(Ok(()))
+        written(self.session.set_document(json))
+    }
+}
+
+/// What a guest learns of a write, if it lives to.
+fn written(written: Result<(), WriteRefused>) -> wasmtime::Result<Result<(), StoreError>> {
+    match written {
+        Ok(()) => Ok(Ok(())),
+        Err(WriteRefused::Outdated(outdated)) => {
+            Ok(Err(StoreError::Unavailable(outdated.to_string())))
+        }
+        Err(WriteRefused::TurnTooLarge(too_large)) => Err(too_large.into()),
     }
 }
 
@@ -256,16 +266,14 @@ impl storage::Host for Context {
         if let Err(wrong) = check_key(&key) {
             return Ok(Err(wrong));
         }
-        self.session.store(key, Some(value.into()))?;
-        Ok(Ok(()))
+        written(self.session.store(key, Some(value.into())))
     }
 
     fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), StoreError>> {
         if let Err(wrong) = check_key(&key) {
             return Ok(Err(wrong));
         }
-        self.session.store(key, None)?;
-        Ok(Ok(()))
+        written(self.session.store(key, None))
     }
 }
 
@@ -292,6 +300,10 @@ impl<T: Send> storage::HostWithStore<T> for HasSelf<Context> {
         limit: u32,
     ) -> wasmtime::Result<Result<Vec<(String, Vec<u8>)>, StoreError>> {
         let session = accessor.with(|mut access| access.get().session.clone());
+        if session.is_held() && session.has_stored() {
+            let why = "what a migration has stored can be listed when it has returned; list before it stores";
+            return Ok(Err(StoreError::Unavailable(why.into())));
+        }
         if session.flush().await.is_err() {
             return Ok(Err(StoreError::Unavailable("the journal has ended".into())));
         }

@@ -16,6 +16,8 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -59,6 +61,18 @@ pub struct Engine {
     /// Threads that compile, and give way to those that serve.
     pub(super) compilers: ThreadPool,
     cache: PathBuf,
+    modules: Arc<Modules>,
+}
+
+/// Figures of the modules that an engine has in memory.
+#[derive(Debug, Default)]
+pub struct Modules {
+    /// Gauge: how many there are, with those that only runs on their way out still need.
+    pub count: AtomicU64,
+    /// Gauge: the bytes of their compiled code.
+    pub bytes: AtomicU64,
+    /// How often one was compiled, where the cache had none.
+    pub compilations: AtomicU64,
 }
 
 /// The engine cannot be made on this machine.
@@ -85,7 +99,12 @@ impl Engine {
             memory: limits.memory_bytes,
             cause,
         })?;
-        Ok(Self { engine, linker, compilers, cache })
+        Ok(Self { engine, linker, compilers, cache, modules: Arc::default() })
+    }
+
+    /// The modules in memory.
+    pub fn modules(&self) -> &Arc<Modules> {
+        &self.modules
     }
 
     /// Where compiled code is kept.

@@ -4,81 +4,179 @@
 //! must be refused with a message its author can act on, before anything is served from it.
 //!
 //! **Mechanism.** Bytes are compiled, or found in the cache by their digest and the engine's compatibility;
-//! imports are resolved against the linker, exports looked up by interface. A cache entry begins with the
+//! what the component imports is held against the [capabilities](Capability), then resolved against the linker; exports are
+//! looked up by interface. A cache entry begins with the
 //! digest of what follows, and one that does not match is compiled anew: compiled code is trusted blindly by
 //! wasmtime, so it must be whole.
 //!
-//! **Limits.** [`MAX_BYTES`]. The cache's directory is its owner's alone; nothing deletes old entries, and all of it may be
+//! **Limits.** Its caller's, of the bytes, and of how many are compiled at once. The cache's directory is its owner's alone, and all of it may be
 //! deleted at any time.
 //!
 //! **Cost.** Compiling a Rust agent takes tenths of a second and a Python one seconds; loading either from the cache, milliseconds.
 //! While it compiles, a module takes what the processors have left.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::Serialize;
 use wasmtime::component::{Component, InstancePre};
 
 use crate::id::Digest;
-use crate::wasm::bindings::{handler, resumption};
+use crate::wasm::bindings::{handler, migration, resumption};
+use crate::wasm::capabilities::{Capability, Provision};
 use crate::wasm::context::Context;
-use crate::wasm::engine::Engine;
-
-/// The largest module.
-const MAX_BYTES: usize = 256 << 20;
+use crate::wasm::engine::{Engine, Modules};
 
 /// A module that fits the interface.
 pub struct Module {
     digest: Digest,
+    shape: Shape,
     pub(super) pre: InstancePre<Context>,
     pub(super) handler: handler::GuestIndices,
     pub(super) resumption: Option<resumption::GuestIndices>,
+    pub(super) migration: Option<migration::GuestIndices>,
+    /// Counted among those in memory.
+    _loaded: Loaded,
+}
+
+/// What a component takes and offers, by the names of its interfaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Shape {
+    pub imports: BTreeSet<String>,
+    pub exports: BTreeSet<String>,
+}
+
+/// What a module passes before it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// It is not too large.
+    Size,
+    /// It is a component and compiles.
+    Compilation,
+    /// Its imports are there, its exports are what an agent has, and all of them have the expected types.
+    Interface,
+    /// It asks for nothing that agents are not given.
+    Capabilities,
+    /// It can be instantiated within the limits.
+    Instantiation,
+    /// It answers for its health, if it is to.
+    Health,
 }
 
 /// Why a module was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("the module has {0} bytes and may have {MAX_BYTES}")]
-    TooLarge(usize),
+    #[error("the module has {bytes} bytes and may have {limit}")]
+    TooLarge { bytes: usize, limit: usize },
     #[error(
         "this is a core WebAssembly module, and an agent is a component: build it for wasm32-wasip2"
     )]
     CoreModule,
     #[error("this is not a WebAssembly component: {0}")]
     NotComponent(String),
-    #[error("the component imports what the host does not have: {0}")]
+    #[error("the component imports {}, which this host does not have", list(.0))]
+    UnknownImports(Vec<String>),
+    #[error("the component's imports are not what the host has: {0}")]
     Imports(String),
     #[error(
-        "the component does not export {HANDLER}, which every agent has (in Rust: bureau_sdk::export!)"
+        "the component needs {capability}, which agents are not given here: it imports {}", list(.imports)
     )]
-    NoHandler,
+    NotGranted { capability: Capability, imports: Vec<String> },
+    #[error(
+        "the component does not export {HANDLER}, which every agent has (in Rust: bureau_sdk::export!); \
+         it exports {}", list(.0)
+    )]
+    NoHandler(Vec<String>),
     #[error("the component's export {export} does not have the expected type: {cause}")]
     Export { export: &'static str, cause: String },
+    #[error("the component cannot be instantiated: {0}")]
+    NotInstantiated(String),
+    #[error("the agent is not healthy: {0}")]
+    Unhealthy(String),
+}
+
+/// Names for people.
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "nothing".into() } else { names.join(", ") }
+}
+
+impl LoadError {
+    /// Where the module was stopped.
+    pub fn gate(&self) -> Gate {
+        match self {
+            Self::TooLarge { .. } => Gate::Size,
+            Self::CoreModule | Self::NotComponent(_) => Gate::Compilation,
+            Self::UnknownImports(_)
+            | Self::Imports(_)
+            | Self::NoHandler(_)
+            | Self::Export { .. } => Gate::Interface,
+            Self::NotGranted { .. } => Gate::Capabilities,
+            Self::NotInstantiated(_) => Gate::Instantiation,
+            Self::Unhealthy(_) => Gate::Health,
+        }
+    }
 }
 
 const HANDLER: &str = "bureau:agent/handler@0.1.0";
 const RESUMPTION: &str = "bureau:agent/resumption@0.1.0";
+const MIGRATION: &str = "bureau:agent/migration@0.1.0";
 
 impl Module {
     /// Compiles and checks a module. It computes for as long as it takes: not for an async thread.
     pub fn load(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
         let digest = Digest::of(bytes);
-        let component = compile(engine, digest, bytes)?;
+        let component = match engine.cached(digest) {
+            Some(component) => component,
+            None => engine.compile(digest, bytes)?,
+        };
+        Self::check(engine, digest, component)
+    }
+
+    /// Loads a module that was checked before. Its bytes are only read when its code is not in the cache. Not for an async thread.
+    pub fn load_known(
+        engine: &Engine,
+        digest: Digest,
+        read: impl FnOnce() -> io::Result<Vec<u8>>,
+    ) -> Result<Self, LoadKnownError> {
+        let component = match engine.cached(digest) {
+            Some(component) => component,
+            None => {
+                let bytes = read()?;
+                if Digest::of(&bytes) != digest {
+                    return Err(LoadKnownError::Damaged);
+                }
+                engine.compile(digest, &bytes)?
+            }
+        };
+        Ok(Self::check(engine, digest, component)?)
+    }
+
+    fn check(engine: &Engine, digest: Digest, component: Component) -> Result<Self, LoadError> {
+        let shape = Shape::of(engine, &component);
+        shape.check_imports()?;
         let pre = engine
             .linker
             .instantiate_pre(&component)
             .map_err(|cause| LoadError::Imports(format!("{cause:#}")))?;
-        if component.get_export_index(None, HANDLER).is_none() {
-            return Err(LoadError::NoHandler);
+        if !shape.exports.contains(HANDLER) {
+            return Err(LoadError::NoHandler(shape.exports.into_iter().collect()));
         }
         let mistyped =
             |export| move |cause| LoadError::Export { export, cause: format!("{cause:#}") };
         let handler = handler::GuestIndices::new(&pre).map_err(mistyped(HANDLER))?;
-        let resumption = component
-            .get_export_index(None, RESUMPTION)
-            .map(|_| resumption::GuestIndices::new(&pre).map_err(mistyped(RESUMPTION)))
+        let has = |export| shape.exports.contains(export);
+        let resumption = has(RESUMPTION)
+            .then(|| resumption::GuestIndices::new(&pre).map_err(mistyped(RESUMPTION)))
             .transpose()?;
-        Ok(Self { digest, pre, handler, resumption })
+        let migration = has(MIGRATION)
+            .then(|| migration::GuestIndices::new(&pre).map_err(mistyped(MIGRATION)))
+            .transpose()?;
+        let code = component.image_range();
+        let loaded = Loaded::new(engine.modules(), code.end.addr() - code.start.addr());
+        Ok(Self { digest, shape, pre, handler, resumption, migration, _loaded: loaded })
     }
 
     /// The digest of the module's bytes.
@@ -86,32 +184,155 @@ impl Module {
         self.digest
     }
 
+    /// What the module imports and exports.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The bytes of its compiled code.
+    pub fn code_bytes(&self) -> usize {
+        self._loaded.bytes
+    }
+
     /// Whether the module goes on with runs that were interrupted.
     pub fn resumes(&self) -> bool {
         self.resumption.is_some()
     }
+
+    /// Whether the module takes over what instances keep from other modules.
+    pub fn migrates(&self) -> bool {
+        self.migration.is_some()
+    }
 }
 
-fn compile(engine: &Engine, digest: Digest, bytes: &[u8]) -> Result<Component, LoadError> {
-    if bytes.len() > MAX_BYTES {
-        return Err(LoadError::TooLarge(bytes.len()));
+/// Why a module that was checked before cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadKnownError {
+    #[error("its file cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("its file is damaged: the bytes do not have the digest that it is named by")]
+    Damaged,
+    #[error(transparent)]
+    Refused(#[from] LoadError),
+}
+
+impl Shape {
+    /// The shape of any component, agent or not.
+    pub(super) fn of(engine: &Engine, component: &Component) -> Self {
+        let (engine, component) = (&engine.engine, component.component_type());
+        Self {
+            imports: component.imports(engine).map(|(name, _)| name.to_owned()).collect(),
+            exports: component.exports(engine).map(|(name, _)| name.to_owned()).collect(),
+        }
     }
+
+    /// What the imports say that the component would need.
+    pub fn capabilities(&self) -> BTreeSet<Capability> {
+        self.imports.iter().filter_map(|import| Capability::of(import)).collect()
+    }
+
+    fn check_imports(&self) -> Result<(), LoadError> {
+        let unknown = |import: &&String| Capability::of(import).is_none();
+        let unknown: Vec<_> = self.imports.iter().filter(unknown).cloned().collect();
+        if !unknown.is_empty() {
+            return Err(LoadError::UnknownImports(unknown));
+        }
+        let withheld = |capability: &Capability| capability.provision() == Provision::Withheld;
+        let Some(capability) = self.capabilities().into_iter().find(withheld) else {
+            return Ok(());
+        };
+        let of = |import: &&String| Capability::of(import) == Some(capability);
+        let imports = self.imports.iter().filter(of).cloned().collect();
+        Err(LoadError::NotGranted { capability, imports })
+    }
+}
+
+/// A module in memory, for as long as it is there.
+struct Loaded {
+    of: Arc<Modules>,
+    bytes: usize,
+}
+
+impl Loaded {
+    fn new(of: &Arc<Modules>, bytes: usize) -> Self {
+        of.count.fetch_add(1, Ordering::Relaxed);
+        of.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Self { of: of.clone(), bytes }
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.of.count.fetch_sub(1, Ordering::Relaxed);
+        self.of.bytes.fetch_sub(self.bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// A component and what can be said of it, agent or not.
+pub struct Inspection {
+    pub digest: Digest,
+    pub shape: Shape,
+    /// The bytes of its compiled code.
+    pub code_bytes: usize,
+    /// Why it would be refused, if it would.
+    pub refused: Option<LoadError>,
+}
+
+/// Compiles a component and looks at it. It computes for as long as it takes.
+pub fn inspect(engine: &Engine, bytes: &[u8]) -> Result<Inspection, LoadError> {
+    let digest = Digest::of(bytes);
+    let component = engine.compilers.install(|| compile(engine, bytes))?;
+    let shape = Shape::of(engine, &component);
+    let code = component.image_range();
+    let code_bytes = code.end.addr() - code.start.addr();
+    let refused = Module::check(engine, digest, component).err();
+    Ok(Inspection { digest, shape, code_bytes, refused })
+}
+
+/// Called on one of the threads that compile, wasmtime compiles on all of them.
+fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
     if bytes.starts_with(b"\0asm\x01\0\0\0") {
         return Err(LoadError::CoreModule);
     }
-    let path = engine.cache().join(format!("{digest}-{:016x}.cwasm", engine.compatibility()));
-    if let Some(component) = cached(engine, &path) {
-        return Ok(component);
+    let compiled = Component::new(&engine.engine, bytes);
+    compiled.map_err(|cause| LoadError::NotComponent(format!("{cause:#}")))
+}
+
+impl Engine {
+    /// Where compiled code of a module is kept.
+    fn cache_entry(&self, digest: Digest) -> PathBuf {
+        self.cache().join(format!("{digest}-{:016x}.cwasm", self.compatibility()))
     }
-    // Called on one of these threads, wasmtime compiles on all of them.
-    engine.compilers.install(|| {
-        let component = Component::new(&engine.engine, bytes)
-            .map_err(|cause| LoadError::NotComponent(format!("{cause:#}")))?;
-        if let Err(cause) = keep(&component, &path) {
-            tracing::warn!(path = %path.display(), %cause, "compiled code was not cached");
+
+    /// A module's code, if it has been compiled before.
+    fn cached(&self, digest: Digest) -> Option<Component> {
+        cached(self, &self.cache_entry(digest))
+    }
+
+    /// Compiles a module and keeps its code.
+    fn compile(&self, digest: Digest, bytes: &[u8]) -> Result<Component, LoadError> {
+        self.compilers.install(|| {
+            let component = compile(self, bytes)?;
+            self.modules().compilations.fetch_add(1, Ordering::Relaxed);
+            let path = self.cache_entry(digest);
+            if let Err(cause) = keep(&component, &path) {
+                tracing::warn!(path = %path.display(), %cause, "compiled code was not cached");
+            }
+            Ok(component)
+        })
+    }
+
+    /// Lets go of a module's compiled code, by whatever engine.
+    pub fn forget(&self, digest: Digest) -> io::Result<()> {
+        let name = format!("{digest}-");
+        for entry in std::fs::read_dir(self.cache())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&name) {
+                std::fs::remove_file(entry.path())?;
+            }
         }
-        Ok(component)
-    })
+        Ok(())
+    }
 }
 
 fn cached(engine: &Engine, path: &Path) -> Option<Component> {

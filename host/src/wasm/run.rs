@@ -193,10 +193,36 @@ impl Run {
         &self.0.origin
     }
 
-    /// Asks the run to end. Whether and how it does is the agent's to say.
-    pub fn cancel(&self) {
-        self.0.cancelled.store(true, Ordering::Release);
+    /// The run of this one's id, to be gone on with where its durable turns end: it answers who waits for this one.
+    /// None if it is not on record, or its module cannot go on with it.
+    pub(super) fn to_resume(&self) -> Option<Self> {
+        let Inner { id, tail, origin, .. } = &*self.0;
+        let mut progress = self.progress();
+        let Mark { recorded, streaming, seq, .. } = progress.submitted;
+        let (true, Some(tail)) = (recorded && origin.request.is_some(), tail.get()) else {
+            return None;
+        };
+        let origin = Origin {
+            head: origin.head.clone(),
+            request: origin.request.clone(),
+            resumed_after: Some(seq),
+            ..Origin::default()
+        };
+        let answer = progress.answer.take();
+        let run = Self::of(*id, None, tail.clone().into(), origin, answer);
+        {
+            let mut resumed = run.progress();
+            resumed.now.streaming = streaming;
+            resumed.submitted.streaming = streaming;
+        }
+        Some(run)
+    }
+
+    /// Asks the run to end. Whether and how it does is the agent's to say. Whether nobody has asked before.
+    pub fn cancel(&self) -> bool {
+        let before = self.0.cancelled.swap(true, Ordering::AcqRel);
         self.0.cancel.notify_waiters();
+        !before
     }
 
     /// Whether the run was asked to end.
@@ -326,7 +352,8 @@ impl Run {
     }
 }
 
-fn outcome(failure: Option<&Fault>) -> Outcome {
+/// How a run ends with this failure, or without one.
+pub(super) fn outcome(failure: Option<&Fault>) -> Outcome {
     match failure {
         None => Outcome { state: RunState::Finished, code: None },
         Some(fault) => {

@@ -9,7 +9,8 @@
 //! the answers that depend on it are sent, each with the ticket to wait for. When it comes back only because an
 //! epoch tick made a guest yield in the middle, the turn stays open. When the store fails, the turn is
 //! thrown away and each run in flight gets its failure, on record if it streamed. A turn also ends between two steps of
-//! the store's event loop, so that the calls of a busy instance never share a limit.
+//! the store's event loop, so that the calls of a busy instance never share a limit. A session that is *held* keeps its turn to itself, until it
+//! is let go or thrown away: so a module is tried out without a trace, and what an instance keeps is migrated as one.
 //!
 //! **Limits.** A turn's bytes: emitting beyond it is `backlogged`, anything else traps.
 //!
@@ -33,19 +34,26 @@ use crate::config::InstanceLimits;
 use crate::event;
 use crate::fault::Fault;
 use crate::id::{Digest, RunId, Seq};
-use crate::journal::{Event, Turn, Write};
+use crate::journal::{Event, Outcome, Turn, Write};
 use crate::wasm::chunks::{Chunk, End};
-use crate::wasm::ledger::Ledger;
-use crate::wasm::run::{Answer, Refused, Run};
+use crate::wasm::feed::Happening;
+use crate::wasm::ledger::{Ledger, Outdated};
+use crate::wasm::run::{Answer, Refused, Run, outcome};
 
 /// What a store and its actor share.
 pub struct Session {
     ledger: Arc<Ledger>,
     module: Digest,
+    /// Which version of the agent the module is, counted up.
+    version: u64,
     resumable: bool,
     limits: Arc<InstanceLimits>,
     load: Arc<Load>,
     making: Mutex<Making>,
+    /// Whether the turn goes on over every suspension.
+    held: AtomicBool,
+    /// Whether the store is to be dropped as it is.
+    stopped: AtomicBool,
     /// Whether anyone has looked at what is being made since the last turn ended.
     touched: AtomicBool,
     /// Wakes guests that flush when a turn was submitted.
@@ -122,12 +130,15 @@ struct Clock {
 struct Making {
     runs: HashMap<RunId, Run, BuildHasherDefault<IdHasher>>,
     writes: Vec<Write>,
+    /// Whether the ledger knows that the turn writes to what the instance keeps.
+    writing: bool,
     bytes: usize,
     document: Option<Arc<str>>,
     storage: BTreeMap<Box<str>, Option<Bytes>>,
     /// Runs that did something in this turn.
     touched: Vec<Run>,
-    ended: Vec<RunId>,
+    /// Runs that ended in this turn, and how if anyone watches.
+    ended: Vec<(RunId, Option<Outcome>)>,
     answers: Vec<(Run, Answer)>,
     chunks: Vec<(mpsc::OwnedPermit<Chunk>, Bytes)>,
     /// Bodies that end with this turn.
@@ -169,22 +180,43 @@ pub(super) enum EmitRefused {
 #[error("the turn is larger than {0} bytes; await between writes")]
 pub(super) struct TurnTooLarge(pub(super) usize);
 
+/// Why a write to what the instance keeps was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteRefused {
+    #[error(transparent)]
+    TurnTooLarge(#[from] TurnTooLarge),
+    #[error(transparent)]
+    Outdated(#[from] Outdated),
+}
+
+/// Which module a store runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Running {
+    pub module: Digest,
+    /// Which version of the agent it is, counted up whenever another module serves.
+    pub version: u64,
+    /// Whether it goes on with runs that were interrupted.
+    pub resumes: bool,
+}
+
 impl Session {
     /// A session for a store of this instance.
     pub fn new(
         ledger: Arc<Ledger>,
-        module: Digest,
-        resumable: bool,
+        Running { module, version, resumes }: Running,
         limits: Arc<InstanceLimits>,
         load: Arc<Load>,
     ) -> Self {
         Self {
             ledger,
             module,
-            resumable,
+            version,
+            resumable: resumes,
             limits,
             load,
             making: Mutex::default(),
+            held: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             submitted: Notify::new(),
             polling: AtomicBool::new(false),
@@ -228,10 +260,26 @@ impl Session {
         }
     }
 
-    /// Asks a run in flight to end. Whether there is one.
-    pub fn cancel(&self, run: RunId) -> bool {
-        let run = self.making().runs.get(&run).cloned();
-        run.inspect(Run::cancel).is_some()
+    /// Asks a run in flight to end. Whether nobody has asked before, if there is one.
+    pub fn cancel(&self, run: RunId) -> Option<bool> {
+        let run = self.in_flight(run)?;
+        Some(run.cancel())
+    }
+
+    fn in_flight(&self, run: RunId) -> Option<Run> {
+        let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.runs.get(&run).filter(|run| !run.has_ended()).cloned()
+    }
+
+    /// Whether a run is in flight.
+    pub fn has(&self, run: RunId) -> bool {
+        self.in_flight(run).is_some()
+    }
+
+    /// The runs in flight.
+    pub fn runs(&self) -> Vec<RunId> {
+        let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.runs.values().filter(|run| !run.has_ended()).map(Run::id).collect()
     }
 
     /// The run to which a log line belongs: known when only one is in flight.
@@ -292,10 +340,26 @@ impl Session {
         written.map_or_else(|| self.ledger.document(), |document| Ok(Some(document)))
     }
 
+    /// Tells the ledger, once a turn, that it writes to what the instance keeps.
+    fn begin_writing(&self, making: &mut Making) -> Result<(), Outdated> {
+        if !making.writing {
+            self.ledger.begin_writing(self.version)?;
+            making.writing = true;
+        }
+        Ok(())
+    }
+
+    fn end_writing(&self, writing: &mut bool) {
+        if std::mem::take(writing) {
+            self.ledger.end_writing();
+        }
+    }
+
     /// Takes the state document into the turn.
-    pub(super) fn set_document(&self, document: String) -> Result<(), TurnTooLarge> {
+    pub(super) fn set_document(&self, document: String) -> Result<(), WriteRefused> {
         let document: Arc<str> = document.into();
         let mut making = self.making();
+        self.begin_writing(&mut making)?;
         making.grow(document.len(), self.limits.turn_bytes)?;
         making.document = Some(document.clone());
         making.writes.push(Write::State(Some(document)));
@@ -308,9 +372,10 @@ impl Session {
     }
 
     /// Takes a storage write into the turn.
-    pub(super) fn store(&self, key: String, value: Option<Bytes>) -> Result<(), TurnTooLarge> {
+    pub(super) fn store(&self, key: String, value: Option<Bytes>) -> Result<(), WriteRefused> {
         let key: Box<str> = key.into();
         let mut making = self.making();
+        self.begin_writing(&mut making)?;
         let size = key.len() + value.as_ref().map_or(0, Bytes::len);
         making.grow(size, self.limits.turn_bytes)?;
         making.storage.insert(key.clone(), value.clone());
@@ -340,7 +405,12 @@ impl Session {
             }
             answer => making.answers.push((run.clone(), answer)),
         }
-        making.ended(run);
+        self.ended(&mut making, run, failure.as_ref());
+    }
+
+    fn ended(&self, making: &mut Making, run: &Run, failure: Option<&Fault>) {
+        let told = self.ledger.feed().is_watched().then(|| outcome(failure));
+        making.ended(run, told);
     }
 
     /// A run answers with a chunked body, which goes on until it is [concluded](Session::conclude).
@@ -354,7 +424,7 @@ impl Session {
         making.ends.push(end);
         making.touch(run);
         run.end(None, &mut making.writes);
-        making.ended(run);
+        self.ended(&mut making, run, None);
     }
 
     /// Waits until the last run in flight has ended.
@@ -369,6 +439,9 @@ impl Session {
 
     /// Waits until what the guest has written is durable.
     pub(super) async fn flush(&self) -> Result<(), crate::journal::Unavailable> {
+        if self.is_held() {
+            return Ok(());
+        }
         // Taken before the turn is looked at, so that its end is not missed.
         let submitted = self.submitted.notified();
         if !self.making().writes.is_empty() {
@@ -390,6 +463,9 @@ impl Session {
         if !self.touched.load(Ordering::Relaxed) {
             return;
         }
+        if self.is_held() {
+            return;
+        }
         let mut making = self.making();
         self.touched.store(false, Ordering::Relaxed);
         if making.is_empty() {
@@ -406,15 +482,21 @@ impl Session {
         }
         let ticket = match writes.is_empty() {
             true => self.ledger.latest(),
-            false => self.ledger.submit(Turn(writes)),
+            false => self.ledger.submit(self.module, Turn(writes)),
         };
+        self.end_writing(&mut making.writing);
         making.bytes = 0;
         making.document = None;
         making.storage.clear();
         making.touched.drain(..).for_each(|run| run.submitted());
-        for id in making.ended.drain(..) {
-            if making.runs.remove(&id).is_some() {
+        for (run, outcome) in making.ended.drain(..) {
+            if making.runs.remove(&run).is_some() {
                 self.load.ended();
+            }
+            if let Some(outcome) = outcome {
+                let instance = self.ledger.key().clone();
+                let what = Happening::RunEnded { run, instance, module: self.module, outcome };
+                self.ledger.feed().tell(Some(ticket.clone()), what);
             }
         }
         for (run, answer) in making.answers.drain(..) {
@@ -427,24 +509,99 @@ impl Session {
         self.submitted.notify_waiters();
     }
 
+    /// Throws the turn away; returns the runs that are in flight.
+    fn discard(&self) -> Vec<Run> {
+        let mut making = self.making();
+        let Making { runs, writes, mut writing, .. } = std::mem::take(&mut *making);
+        for write in &writes {
+            if let Write::Event { tail, event } = write {
+                tail.release(event.size());
+            }
+        }
+        self.end_writing(&mut writing);
+        let in_flight: Vec<_> = runs.values().cloned().collect();
+        in_flight.iter().for_each(Run::discarded);
+        making.runs = runs;
+        in_flight
+    }
+
     /// The store has failed: nothing of the turn remains, and every run in flight ends with this fault.
     pub fn fail(&self, fault: &Fault) {
-        let runs = {
-            let mut making = self.making();
-            let Making { runs, writes, .. } = std::mem::take(&mut *making);
-            for write in &writes {
-                if let Write::Event { tail, event } = write {
-                    tail.release(event.size());
-                }
-            }
-            making.runs = runs.clone();
-            runs
-        };
-        for run in runs.values() {
-            run.discarded();
-            self.finish(run, Answer::Failed(fault.clone()));
+        for run in self.discard() {
+            self.finish(&run, Answer::Failed(fault.clone()));
         }
         self.submit();
+    }
+
+    /// Has the store dropped as it is, at its next poll.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// Whether the store is to be dropped as it is.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// The store was stopped for the sake of runs that were cancelled and did not end: they end now, and those that
+    /// shared the store are interrupted. Returns what is to be gone on with elsewhere, and where it stands.
+    pub fn interrupt(&self) -> Vec<Run> {
+        let mut resumed = Vec::new();
+        for run in self.discard() {
+            if run.is_cancelled() {
+                self.finish(&run, Answer::Failed(Fault::Cancelled));
+            } else if let Some(again) = run.to_resume() {
+                self.making().ended.push((run.id(), None));
+                resumed.push(again);
+            } else {
+                self.finish(&run, Answer::Failed(Fault::Interrupted));
+            }
+        }
+        self.submit();
+        resumed
+    }
+
+    /// Keeps the turn going over every suspension, until it is [let go](Self::let_go) or [thrown away](Self::throw_away).
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Which version of the agent the store runs.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether the turn has written to storage.
+    pub(super) fn has_stored(&self) -> bool {
+        !self.making().storage.is_empty()
+    }
+
+    /// Ends a held turn, with this document in place of the instance's, as one of this module.
+    pub(super) fn let_go(&self, document: Option<Arc<str>>) -> Result<(), WriteRefused> {
+        let mut making = self.making();
+        self.begin_writing(&mut making)?;
+        making
+            .grow(document.as_ref().map_or(0, |document| document.len()), self.limits.turn_bytes)?;
+        making.writes.push(Write::State(document));
+        drop(making);
+        self.held.store(false, Ordering::Relaxed);
+        self.submit();
+        Ok(())
+    }
+
+    /// Ends a held turn as if it had never been.
+    pub(super) fn throw_away(&self) {
+        self.discard();
+        self.held.store(false, Ordering::Relaxed);
+    }
+
+    /// The first answer of a held session's run.
+    pub(super) fn take_answer(&self) -> Option<Answer> {
+        self.making().answers.pop().map(|(_, answer)| answer)
     }
 
     fn clock(&self) -> MutexGuard<'_, Clock> {
@@ -493,6 +650,14 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Of a store that was dropped in the middle of a turn.
+        let mut writing = self.making().writing;
+        self.end_writing(&mut writing);
+    }
+}
+
 impl Making {
     fn is_empty(&self) -> bool {
         self.writes.is_empty()
@@ -507,8 +672,8 @@ impl Making {
         }
     }
 
-    fn ended(&mut self, run: &Run) {
-        self.ended.push(run.id());
+    fn ended(&mut self, run: &Run, outcome: Option<Outcome>) {
+        self.ended.push((run.id(), outcome));
         if let Some(waker) = self.idle.take() {
             waker.wake();
         }

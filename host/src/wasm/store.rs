@@ -12,8 +12,10 @@
 
 use std::future::{poll_fn, ready};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context as Waking, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::Either::{Left, Right};
@@ -26,7 +28,7 @@ use wasmtime::{Store, Trap};
 use crate::fault::{Fault, Limit};
 use crate::id::Seq;
 use crate::wasm::bindings::types::{AgentError, Body, Header, Reply, Request as GuestRequest};
-use crate::wasm::bindings::{handler, resumption};
+use crate::wasm::bindings::{handler, migration, resumption};
 use crate::wasm::chunks;
 use crate::wasm::context::{Context, LimitReached, Variables};
 use crate::wasm::engine::Engine;
@@ -67,8 +69,8 @@ pub enum StartError {
     /// The pool has no room now; another instance must go first.
     #[error("no room for another instance")]
     NoRoom,
-    #[error("it cannot be instantiated")]
-    Failed(Fault),
+    #[error("{cause}")]
+    Failed { fault: Fault, cause: String },
 }
 
 /// A component instance in its store.
@@ -81,6 +83,7 @@ pub struct LiveStore {
 struct Guest {
     handler: handler::Guest,
     resumption: Option<resumption::Guest>,
+    migration: Option<migration::Guest>,
 }
 
 impl LiveStore {
@@ -97,18 +100,23 @@ impl LiveStore {
         store.set_epoch_deadline(1);
         // Guest code can run here already, and has the same limits as later.
         let starting = Turns::new(module.pre.instantiate_async(&mut store), session.clone());
-        let failed =
-            |cause: wasmtime::Error, store: &Store<Context>| match classify(&cause, store.data()) {
-                limit @ Fault::Limit(_) => StartError::Failed(limit),
-                _ => StartError::Failed(Fault::AgentUnavailable),
+        let failed = |cause: wasmtime::Error, store: &Store<Context>| {
+            let fault = match classify(&cause, store.data()) {
+                limit @ Fault::Limit(_) => limit,
+                _ => Fault::AgentUnavailable,
             };
+            StartError::Failed { fault, cause: cause.root_cause().to_string() }
+        };
         let instance = match AssertUnwindSafe(starting).catch_unwind().await {
             Ok(Ok(instance)) => instance,
             Ok(Err(cause)) if cause.is::<wasmtime::PoolConcurrencyLimitError>() => {
                 return Err(StartError::NoRoom);
             }
             Ok(Err(cause)) => return Err(failed(cause, &store)),
-            Err(_) => return Err(StartError::Failed(panicked(&session))),
+            Err(_) => {
+                let cause = "a host function panicked".into();
+                return Err(StartError::Failed { fault: panicked(&session), cause });
+            }
         };
         let handler = module.handler.load(&mut store, &instance);
         let handler = handler.map_err(|cause| failed(cause, &store))?;
@@ -119,8 +127,80 @@ impl LiveStore {
             }
             None => None,
         };
-        let guest = Guest { handler, resumption };
+        let migration = match &module.migration {
+            Some(indices) => {
+                let guest = indices.load(&mut store, &instance);
+                Some(guest.map_err(|cause| failed(cause, &store))?)
+            }
+            None => None,
+        };
+        let guest = Guest { handler, resumption, migration };
         Ok(Self { store, session, guest })
+    }
+
+    /// Has the module take over what the instance keeps, if another one wrote it last. For a store that has served nothing.
+    /// After a failure it is of no use, and what the instance keeps is as it was.
+    pub async fn migrate(&mut self, timeout: Duration) -> Result<(), Fault> {
+        let Self { store, session, guest } = self;
+        let Some(migration) = &guest.migration else { return Ok(()) };
+        let ledger = session.ledger().clone();
+        let unreadable = |cause| {
+            tracing::error!(instance = %ledger.key(), %cause, "cannot read what the instance keeps");
+            Fault::JournalUnavailable
+        };
+        // Looked at again behind the fence.
+        let from = ledger.module().map_err(unreadable)?;
+        if from.is_none_or(|from| from == session.module()) {
+            return Ok(());
+        }
+        let fence = ledger.fence(session.version()).await;
+        let from = ledger.module().map_err(unreadable)?;
+        let Some(from) = from.filter(|from| *from != session.module()) else { return Ok(()) };
+        let document = ledger.document().map_err(unreadable)?.map(|document| document.to_string());
+        session.hold();
+        let call = store.run_concurrent(async |accessor| {
+            migration.call_migrate(accessor, from.to_string(), document).await
+        });
+        let call = AssertUnwindSafe(Turns::new(call, session.clone())).catch_unwind();
+        let migrated = match tokio::time::timeout(timeout, call).await {
+            Ok(Ok(Ok(Ok(Ok(document))))) => take_over(session, document),
+            Ok(Ok(Ok(Ok(Err(message))))) => Err(message),
+            Ok(Ok(Ok(Err(cause)) | Err(cause))) => {
+                classify(&cause, store.data());
+                Err(cause.root_cause().to_string())
+            }
+            Ok(Err(_)) => Err(panicked(session).facts().detail.into()),
+            Err(_) => Err(format!("it took longer than {} ms", timeout.as_millis())),
+        };
+        migrated.map_err(|why| {
+            session.throw_away();
+            tracing::error!(
+                instance = %ledger.key(), module = %session.module(), %from, why, "the instance could not be migrated"
+            );
+            Fault::MigrationFailed
+        })?;
+        tracing::info!(instance = %ledger.key(), module = %session.module(), %from, "migrated");
+        fence.stand();
+        Ok(())
+    }
+
+    /// Asks a held instance, and returns what it did first, before any of it is durable. The store is of no use after that.
+    pub async fn try_out(self, call: Call) -> Result<Answer, Fault> {
+        let session = self.session.clone();
+        let (send, mut mailbox) = mpsc::channel(1);
+        // There is room for one.
+        let _ = send.try_send(Box::new(call));
+        let mut serving = pin!(self.serve(&mut mailbox));
+        poll_fn(|cx| {
+            let served = serving.as_mut().poll(cx);
+            match (session.take_answer(), served) {
+                (Some(answer), _) => Poll::Ready(Ok(answer)),
+                (None, Poll::Ready(Err(fault))) => Poll::Ready(Err(fault)),
+                (None, Poll::Ready(Ok(()))) => Poll::Ready(Err(Fault::Internal)),
+                (None, Poll::Pending) => Poll::Pending,
+            }
+        })
+        .await
     }
 
     /// Serves calls until the mailbox is closed and the last call has ended, or the store fails: then the
@@ -165,6 +245,19 @@ impl LiveStore {
         session.fail(&fault);
         Err(fault)
     }
+}
+
+/// Ends a migration with the document that it returned.
+fn take_over(session: &Session, document: Option<String>) -> Result<(), String> {
+    let limit = session.limits().state_bytes;
+    if let Some(document) = &document {
+        if document.len() > limit {
+            return Err(format!("it returned a document of more than {limit} bytes"));
+        }
+        serde_json::from_str::<serde::de::IgnoredAny>(document)
+            .map_err(|fault| format!("what it returned is no JSON document: {fault}"))?;
+    }
+    session.let_go(document.map(Into::into)).map_err(|refused| refused.to_string())
 }
 
 fn panicked(session: &Session) -> Fault {
