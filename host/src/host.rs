@@ -75,9 +75,8 @@ impl Host {
         );
         let config = Arc::new(config);
         let api = Arc::new(Api { config, registry, directory, journal, shutdown });
-        let deployments =
-            Deployments { registry: api.registry.clone(), resumptions: Arc::new(resumptions) };
-        let admin = Admin { api: api.clone(), readiness: Arc::default(), deployments, feed };
+        let (registry, resumptions) = (api.registry.clone(), Arc::new(resumptions));
+        let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);
         Ok(Self { api, admin: Arc::new(admin) })
     }
 

@@ -276,7 +276,8 @@ impl Api {
         }
     }
 
-    fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
+    /// A run's events as a body.
+    pub(super) fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
         let run = reader.tail().run();
         let reset = reset.map(|(id, why)| {
             let shown: String = id.chars().take(MAX_ECHO).collect();
@@ -358,7 +359,7 @@ fn text_of(value: &HeaderValue) -> Cow<'_, str> {
     }
 }
 
-fn no_content() -> Response<Body> {
+pub(super) fn no_content() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response

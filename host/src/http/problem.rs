@@ -8,13 +8,15 @@
 use std::time::Duration;
 
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 
 use super::accept::Accept;
 use super::{Body, sse};
 use crate::fault::{Facts, Fault, Source};
+use crate::wasm::Gate;
 
 /// Why a request is refused or has failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub enum Problem {
     /// The target names an agent, an instance or a run in a way that no name has.
     BadName(String),
     /// The method is not one of those that the target takes, which are these.
-    MethodNotAllowed { allow: &'static str },
+    MethodNotAllowed { allow: String },
     /// The client takes nothing that an agent could answer.
     NotAcceptable,
     /// The request's body is larger than this many bytes.
@@ -35,6 +37,22 @@ pub enum Problem {
     BadBody,
     /// The run is not under way, so it cannot be cancelled.
     RunEnded,
+    /// What the query or the body asks for cannot be asked for; the text says why.
+    BadRequest(String),
+    /// The operator's token is not what it must be.
+    Unauthorized,
+    /// A web page may have sent it; the text says how that shows.
+    CrossOrigin(&'static str),
+    /// The agent is not served by the module that the request expects.
+    DigestMismatch(String),
+    /// A module was stopped at a gate; the text says why.
+    ModuleRefused(Gate, String),
+    /// No deployment that is kept has this module.
+    UnknownModule(String),
+    /// There is no earlier module to go back to.
+    NothingToRollBackTo,
+    /// A module could not be kept, or could not be loaded from where it is kept; the text says why.
+    ModuleNotStored(String),
     /// The run could not begin, or did not end well.
     Fault(Fault),
 }
@@ -49,13 +67,18 @@ impl Problem {
     /// The status of the response.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NotFound => StatusCode::NOT_FOUND,
-            Self::BadName(_) | Self::BadBody => StatusCode::BAD_REQUEST,
+            Self::NotFound | Self::UnknownModule(_) => StatusCode::NOT_FOUND,
+            Self::BadName(_) | Self::BadBody | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::CrossOrigin(_) => StatusCode::FORBIDDEN,
+            Self::DigestMismatch(_) => StatusCode::PRECONDITION_FAILED,
+            Self::ModuleRefused(..) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::ModuleNotStored(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::RunEnded => StatusCode::CONFLICT,
+            Self::RunEnded | Self::NothingToRollBackTo => StatusCode::CONFLICT,
             Self::Fault(fault) => match fault {
                 Fault::UnknownAgent => StatusCode::NOT_FOUND,
                 Fault::InstanceBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -102,8 +125,13 @@ impl Problem {
         if self.is_passing() {
             headers.insert(RETRY_AFTER, HeaderValue::from(retry.as_secs_f64().ceil() as u64));
         }
-        if let Self::MethodNotAllowed { allow } = self {
-            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        if let Self::MethodNotAllowed { allow } = self
+            && let Ok(allow) = HeaderValue::from_str(allow)
+        {
+            headers.insert(ALLOW, allow);
+        }
+        if *self == Self::Unauthorized {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -134,6 +162,40 @@ impl Problem {
             }
             Self::BadBody => ("bad-body", "Bad body", "the request's body broke off".into()),
             Self::RunEnded => ("run-ended", "Run ended", "the run is not under way".into()),
+            Self::BadRequest(why) => ("bad-request", "Bad request", why.clone().into()),
+            Self::Unauthorized => (
+                "unauthorized",
+                "Unauthorized",
+                "the request must carry the operator's token, as `Authorization: Bearer ..`".into(),
+            ),
+            Self::CrossOrigin(how) => (
+                "cross-origin",
+                "Cross-origin request",
+                format!("the request {how}, so a web page may have sent it; operate the host with a token, or without a browser").into(),
+            ),
+            Self::DigestMismatch(why) => {
+                ("digest-mismatch", "Digest mismatch", why.clone().into())
+            }
+            Self::ModuleRefused(gate, why) => {
+                let (code, title) = match gate {
+                    Gate::Size => ("module-too-large", "Module too large"),
+                    Gate::Compilation => ("module-not-compiled", "Module not compiled"),
+                    Gate::Interface => ("module-does-not-fit", "Module does not fit"),
+                    Gate::Capabilities => ("module-not-granted", "Module not granted"),
+                    Gate::Instantiation => ("module-not-instantiated", "Module not instantiated"),
+                    Gate::Health => ("module-unhealthy", "Module unhealthy"),
+                };
+                return Facts { code, title, detail: why.clone().into(), source: Source::Agent };
+            }
+            Self::UnknownModule(why) => ("unknown-module", "Unknown module", why.clone().into()),
+            Self::NothingToRollBackTo => (
+                "nothing-to-roll-back-to",
+                "Nothing to roll back to",
+                "no deployment of the agent that is kept has another module than the one that serves".into(),
+            ),
+            Self::ModuleNotStored(why) => {
+                ("module-not-stored", "Module not stored", why.clone().into())
+            }
             Self::Fault(fault) => return fault.facts(),
         };
         Facts { code, title, detail, source: Source::Host }
@@ -182,15 +244,29 @@ mod tests {
     #[test]
     fn every_problem_has_its_status_and_code() {
         let limit = |limit| Problem::Fault(Fault::Limit(limit));
+        let refused = |gate| Problem::ModuleRefused(gate, String::new());
         let table = [
             (Problem::NotFound, 404, "not-found"),
             (Problem::BadName(String::new()), 400, "bad-name"),
-            (Problem::MethodNotAllowed { allow: "GET" }, 405, "method-not-allowed"),
+            (Problem::MethodNotAllowed { allow: "GET".into() }, 405, "method-not-allowed"),
             (Problem::NotAcceptable, 406, "not-acceptable"),
             (Problem::PayloadTooLarge { limit: 1 }, 413, "payload-too-large"),
             (Problem::BodyTimeout, 408, "body-timeout"),
             (Problem::BadBody, 400, "bad-body"),
             (Problem::RunEnded, 409, "run-ended"),
+            (Problem::BadRequest(String::new()), 400, "bad-request"),
+            (Problem::Unauthorized, 401, "unauthorized"),
+            (Problem::CrossOrigin(""), 403, "cross-origin"),
+            (Problem::DigestMismatch(String::new()), 412, "digest-mismatch"),
+            (refused(Gate::Size), 422, "module-too-large"),
+            (refused(Gate::Compilation), 422, "module-not-compiled"),
+            (refused(Gate::Interface), 422, "module-does-not-fit"),
+            (refused(Gate::Capabilities), 422, "module-not-granted"),
+            (refused(Gate::Instantiation), 422, "module-not-instantiated"),
+            (refused(Gate::Health), 422, "module-unhealthy"),
+            (Problem::UnknownModule(String::new()), 404, "unknown-module"),
+            (Problem::NothingToRollBackTo, 409, "nothing-to-roll-back-to"),
+            (Problem::ModuleNotStored(String::new()), 500, "module-not-stored"),
             (Fault::UnknownAgent.into(), 404, "unknown-agent"),
             (Fault::InstanceBusy { limit: 1 }.into(), 429, "instance-busy"),
             (Fault::HostBusy { limit: 1 }.into(), 503, "host-busy"),
@@ -222,7 +298,7 @@ mod tests {
     #[test]
     fn a_wrong_method_is_told_the_right_ones() {
         let response =
-            Problem::MethodNotAllowed { allow: "GET, HEAD" }.response(Accept::ANY, RETRY);
+            Problem::MethodNotAllowed { allow: "GET, HEAD".into() }.response(Accept::ANY, RETRY);
         assert_eq!(header(&response, "allow"), Some("GET, HEAD"));
     }
 

@@ -27,15 +27,71 @@ pub enum Route {
 /// What a request on the admin address asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminRoute {
-    /// `GET /healthz`: whether the process runs.
+    /// Whether the process runs.
     Health,
-    /// `GET /readyz`: whether it can serve.
+    /// Whether it can serve.
     Ready,
-    /// `GET /metrics`: its figures.
+    /// Its figures.
     Metrics,
-    /// `POST /v1/runs/{run}/cancel`: asks a run to end.
+    /// What can be asked for here.
+    OpenApi,
+    Agents,
+    Deploy(AgentName),
+    Remove(AgentName),
+    RollBack(AgentName),
+    Deployments(AgentName),
+    /// Those of an agent, or all.
+    Instances(Option<AgentName>),
+    Runs(RunsQuery),
+    Run(RunId),
+    RunEvents(RunId),
     Cancel(RunId),
+    /// What happens from now on.
+    Happenings,
 }
+
+impl AdminRoute {
+    /// Whether anyone may ask, also where the operator has a token: probes have none.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Health | Self::Ready)
+    }
+}
+
+/// Which runs are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunsQuery {
+    pub agent: Option<AgentName>,
+    pub instance: Option<String>,
+    pub limit: usize,
+    pub before: Option<RunId>,
+}
+
+/// Makes a route of what stands in the place of `{..}` and the query.
+type Make = fn(&str, &str) -> Result<AdminRoute, Problem>;
+
+/// Everything on the admin address.
+pub(super) const ADMIN_ROUTES: [(&str, &str, Make); 15] = [
+    ("GET", "/healthz", |_, _| Ok(AdminRoute::Health)),
+    ("GET", "/readyz", |_, _| Ok(AdminRoute::Ready)),
+    ("GET", "/metrics", |_, _| Ok(AdminRoute::Metrics)),
+    ("GET", "/openapi.json", |_, _| Ok(AdminRoute::OpenApi)),
+    ("GET", "/v1/agents", |_, _| Ok(AdminRoute::Agents)),
+    ("PUT", "/v1/agents/{name}", |name, _| Ok(AdminRoute::Deploy(agent_name(name)?))),
+    ("DELETE", "/v1/agents/{name}", |name, _| Ok(AdminRoute::Remove(agent_name(name)?))),
+    ("POST", "/v1/agents/{name}/rollback", |name, _| Ok(AdminRoute::RollBack(agent_name(name)?))),
+    ("GET", "/v1/agents/{name}/deployments", |name, _| {
+        Ok(AdminRoute::Deployments(agent_name(name)?))
+    }),
+    ("GET", "/v1/instances", |_, query| {
+        let [agent] = fields(query, ["agent"])?;
+        Ok(AdminRoute::Instances(agent.as_deref().map(agent_name).transpose()?))
+    }),
+    ("GET", "/v1/runs", |_, query| Ok(AdminRoute::Runs(runs_query(query)?))),
+    ("GET", "/v1/runs/{run}", |run, _| Ok(AdminRoute::Run(run_id(run)?))),
+    ("GET", "/v1/runs/{run}/events", |run, _| Ok(AdminRoute::RunEvents(run_id(run)?))),
+    ("POST", "/v1/runs/{run}/cancel", |run, _| Ok(AdminRoute::Cancel(run_id(run)?))),
+    ("GET", "/v1/events", |_, _| Ok(AdminRoute::Happenings)),
+];
 
 /// The route of a target, path and query, on the public address.
 pub fn parse(target: &str) -> Result<Route, Problem> {
@@ -52,23 +108,87 @@ pub fn parse(target: &str) -> Result<Route, Problem> {
     Ok(Route::Agent { instance, path: target[follows..].into() })
 }
 
-/// The route of a method and a target on the admin address.
+/// The route of a method and a target on the admin address. `HEAD` is `GET` without the body.
 pub fn parse_admin(method: &Method, target: &str) -> Result<AdminRoute, Problem> {
-    let path = target.split('?').next().unwrap_or_default();
-    let (route, allow) = match path {
-        "/healthz" => (AdminRoute::Health, "GET, HEAD"),
-        "/readyz" => (AdminRoute::Ready, "GET, HEAD"),
-        "/metrics" => (AdminRoute::Metrics, "GET, HEAD"),
-        _ => {
-            let run = path.strip_prefix("/v1/runs/").and_then(|rest| rest.strip_suffix("/cancel"));
-            let run = run.filter(|run| !run.contains('/')).ok_or(Problem::NotFound)?;
-            (AdminRoute::Cancel(run.parse().map_err(bad_name)?), "POST")
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    let mut allow = Vec::new();
+    for (of, template, make) in ADMIN_ROUTES {
+        let Some(name) = fits(template, path) else { continue };
+        if of == method.as_str() {
+            return make(name, query);
+        }
+        allow.push(if of == "GET" { "GET, HEAD" } else { of });
+    }
+    Err(match allow.is_empty() {
+        true => Problem::NotFound,
+        false => Problem::MethodNotAllowed { allow: allow.join(", ") },
+    })
+}
+
+/// What stands in the place of the template's `{..}`, empty if it has none, when the path is one of it.
+fn fits<'a>(template: &str, path: &'a str) -> Option<&'a str> {
+    let mut found = "";
+    let mut segments = path.split('/');
+    for expected in template.split('/') {
+        let segment = segments.next()?;
+        if expected.starts_with('{') && !segment.is_empty() {
+            found = segment;
+        } else if expected != segment {
+            return None;
+        }
+    }
+    segments.next().is_none().then_some(found)
+}
+
+fn agent_name(name: &str) -> Result<AgentName, Problem> {
+    decode("agent", name)?.parse().map_err(bad_name)
+}
+
+fn run_id(run: &str) -> Result<RunId, Problem> {
+    run.parse().map_err(bad_name)
+}
+
+const MAX_RUNS: usize = 1000;
+
+fn runs_query(query: &str) -> Result<RunsQuery, Problem> {
+    let [agent, instance, limit, before] = fields(query, ["agent", "instance", "limit", "before"])?;
+    if instance.is_some() && agent.is_none() {
+        let why = "`instance` needs the `agent` that it is one of";
+        return Err(Problem::BadRequest(why.into()));
+    }
+    let limit = match limit {
+        None => 100,
+        Some(limit) => {
+            let number = limit.parse().ok().filter(|limit| (1..=MAX_RUNS).contains(limit));
+            number.ok_or_else(|| {
+                Problem::BadRequest(format!(
+                    "`limit` is a number from 1 to {MAX_RUNS}, and not {limit:?}"
+                ))
+            })?
         }
     };
-    if !allow.split(", ").any(|allowed| allowed == method.as_str()) {
-        return Err(Problem::MethodNotAllowed { allow });
+    Ok(RunsQuery {
+        agent: agent.as_deref().map(agent_name).transpose()?,
+        instance,
+        limit,
+        before: before.as_deref().map(run_id).transpose()?,
+    })
+}
+
+/// The values of these fields of a query, which has no others and none of them twice.
+fn fields<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<String>; N], Problem> {
+    let mut values = [const { None }; N];
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let place = names.iter().position(|known| *known == name);
+        let place = place.and_then(|place| values.get_mut(place)).ok_or_else(|| {
+            Problem::BadRequest(format!("the query takes {}, and not {name:?}", names.join(", ")))
+        })?;
+        if place.replace(value.into_owned()).is_some() {
+            return Err(Problem::BadRequest(format!("the query has {name:?} twice")));
+        }
     }
-    Ok(route)
+    Ok(values)
 }
 
 /// The first segment that is not empty, and what follows it.
@@ -164,26 +284,65 @@ mod tests {
     #[test]
     fn admin_routes() {
         let run = RunId::generate();
-        let cancel = format!("/v1/runs/{run}/cancel");
-        assert_eq!(parse_admin(&Method::GET, "/healthz"), Ok(AdminRoute::Health));
+        let agent = || "chat".parse::<AgentName>().unwrap();
+        let get = |target: &str| parse_admin(&Method::GET, target);
+        assert_eq!(get("/healthz"), Ok(AdminRoute::Health));
         assert_eq!(parse_admin(&Method::HEAD, "/readyz?x"), Ok(AdminRoute::Ready));
-        assert_eq!(parse_admin(&Method::GET, "/metrics"), Ok(AdminRoute::Metrics));
+        assert_eq!(get("/v1/agents"), Ok(AdminRoute::Agents));
+        assert_eq!(parse_admin(&Method::PUT, "/v1/agents/%63hat"), Ok(AdminRoute::Deploy(agent())));
+        assert_eq!(get("/v1/agents/chat/deployments"), Ok(AdminRoute::Deployments(agent())));
+        assert_eq!(get("/v1/instances?agent=chat"), Ok(AdminRoute::Instances(Some(agent()))));
+        let cancel = format!("/v1/runs/{run}/cancel");
         assert_eq!(parse_admin(&Method::POST, &cancel), Ok(AdminRoute::Cancel(run)));
-        assert_eq!(
-            parse_admin(&Method::POST, "/healthz"),
-            Err(Problem::MethodNotAllowed { allow: "GET, HEAD" })
-        );
-        assert_eq!(
-            parse_admin(&Method::GET, &cancel),
-            Err(Problem::MethodNotAllowed { allow: "POST" })
-        );
-        assert!(matches!(
-            parse_admin(&Method::POST, "/v1/runs/x/cancel"),
-            Err(Problem::BadName(_))
-        ));
-        for target in
-            ["", "/", "/healthz/", "/v1/runs/cancel", "/v1/runs/a/b/cancel", "/agents/chat/demo"]
-        {
+        assert_eq!(get(&format!("/v1/runs/{run}")), Ok(AdminRoute::Run(run)));
+        let runs = format!("/v1/runs?agent=chat&instance=a%20b+c&limit=7&before={run}");
+        let query = RunsQuery {
+            agent: Some(agent()),
+            instance: Some("a b c".into()),
+            limit: 7,
+            before: Some(run),
+        };
+        assert_eq!(get(&runs), Ok(AdminRoute::Runs(query)));
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_operators_request_is_told() {
+        let allowed = |method, target: &str| match parse_admin(&method, target) {
+            Err(Problem::MethodNotAllowed { allow }) => allow,
+            other => panic!("{target}: {other:?}"),
+        };
+        assert_eq!(allowed(Method::POST, "/healthz"), "GET, HEAD");
+        assert_eq!(allowed(Method::GET, "/v1/agents/chat"), "PUT, DELETE");
+        for target in ["/v1/runs/x/cancel", "/v1/runs/x"] {
+            let wrong = parse_admin(&Method::POST, target).or(parse_admin(&Method::GET, target));
+            assert!(matches!(wrong, Err(Problem::BadName(_))), "{target}");
+        }
+        let bad_name = parse_admin(&Method::PUT, "/v1/agents/Chat");
+        assert!(matches!(bad_name, Err(Problem::BadName(why)) if why.contains("Chat")));
+        for (query, names) in [
+            ("limit=0", "limit"),
+            ("limit=1001", "1000"),
+            ("agents=x", "agents"),
+            ("limit=1&limit=2", "twice"),
+            ("instance=x", "agent"),
+        ] {
+            let Err(Problem::BadRequest(why)) =
+                parse_admin(&Method::GET, &format!("/v1/runs?{query}"))
+            else {
+                panic!("{query}")
+            };
+            assert!(why.contains(names), "{query}: {why}");
+        }
+        for target in [
+            "",
+            "/",
+            "/healthz/",
+            "/v1/agents/",
+            "/v1/agents/chat/",
+            "/v1/runs/cancel/x",
+            "/v1/runs/a/b/cancel",
+            "/agents/chat/demo",
+        ] {
             assert_eq!(parse_admin(&Method::POST, target), Err(Problem::NotFound), "{target}");
         }
     }

@@ -76,6 +76,20 @@ pub fn reset(run: RunId, last_event_id: &str, reason: NotResumable) -> Bytes {
     frame(run, &Event::new(Seq::ZERO, Some("reset".into()), None, data))
 }
 
+/// What keeps a stream open on which nothing happens.
+pub fn heartbeat() -> Bytes {
+    HEARTBEAT
+}
+
+/// A message of the host's own, which no one resumes from.
+pub fn message(name: &str, data: &str) -> Bytes {
+    let mut bytes = Vec::new();
+    field("event", name, &mut bytes);
+    lines(data).for_each(|line| field("data", line, &mut bytes));
+    bytes.extend_from_slice(b"\n");
+    bytes.into()
+}
+
 /// An event of a run on the wire.
 pub fn frame(run: RunId, event: &Event) -> Bytes {
     let mut bytes = Vec::with_capacity(frame_len(event));
