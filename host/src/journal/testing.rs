@@ -248,6 +248,17 @@ pub(super) fn seqs(page: &[Arc<Event>]) -> Seqs {
     page.iter().map(|event| event.seq.0).collect()
 }
 
+/// A deployment of the agent that [`instance`] names.
+pub(super) fn deployment(generation: u64) -> DeploymentRecord {
+    DeploymentRecord {
+        agent: instance("a").agent().clone(),
+        generation,
+        module: Some(Digest::of(&generation.to_le_bytes())),
+        at_ms: 1000 * generation,
+        source: "test".into(),
+    }
+}
+
 /// Submits a turn and waits until it is durable.
 pub(super) async fn commit(lane: &Arc<Lane>, writes: Vec<Write>) {
     lane.submit(Turn(writes)).durable().await.unwrap();
