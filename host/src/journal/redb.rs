@@ -9,7 +9,8 @@
 //! lie in [segments](super::codec) under the number of their last one, so that the first segment at or after a
 //! cursor is the one that continues it. An ended run enters `ended`, which retention eats from its old
 //! end: a run is taken out of `runs` at once, and so gone for clients, while its segments and ids go over as
-//! many transactions as it takes; `trimming` remembers where that stands.
+//! many transactions as it takes; `trimming` remembers where that stands. Deployments are few and of no instance: each is a
+//! transaction of its own, beside the log. A list of runs merges those of the layers with those of the tables, by their ids.
 //!
 //! ```text
 //!   commit: batch -> log (write, sync) -> layer being filled       the writer

@@ -329,19 +329,15 @@ async fn a_file_of_the_format_before_is_taken_over_with_all_it_has() {
         let format = bench.store.read(|of| number(&of.open_table(META)?, META_FORMAT));
         assert_eq!(format.unwrap(), FORMAT);
     };
-    let reopened = |bench: &mut Bench, image: &Image| {
-        bench.disk = Disk::of(image.clone());
-        let recorded = bench.disk.record();
+    let mut open = |image: Image| {
+        bench.disk = Disk::of(image);
+        bench.disk.record();
         (bench.store, _) = RedbStore::open(bench.disk.backend(), &bench.options).unwrap();
-        check(bench);
-        recorded
+        check(&bench);
+        bench.disk.log()
     };
-    let mut image = reopened(&mut bench, &before);
-    let log = bench.disk.log();
-    for edit in log {
-        edit.apply(&mut image);
-        reopened(&mut bench, &image);
-    }
+    let log = open(before.clone());
+    each_crash(before, &log, |image, _| drop(open(image)));
     bench.commit(vec![Write::Module(Digest::of(b"1"))]);
     bench.store.deploy(&deployment(1), &[]).unwrap();
     bench.crash();
