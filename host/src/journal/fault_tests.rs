@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use proptest::prelude::*;
-
 use super::redb::RedbStore;
 use super::testing::*;
 use super::*;
@@ -147,6 +145,70 @@ async fn a_journal_that_cannot_settle_says_so_and_recovers_though_nothing_is_wri
 }
 
 #[tokio::test]
+async fn a_deployment_that_fails_is_there_or_not_and_the_journal_goes_on() {
+    for grace in 0.. {
+        let disk = Disk::default();
+        let journal = open(&disk, options());
+        let lane = journal.lane(instance("a"));
+        commit(&lane, vec![Write::State(Some("1".into()))]).await;
+        journal.deploy(&deployment(1), &[]).unwrap();
+        let mut health = journal.health();
+        disk.fail(grace, usize::MAX);
+        let deployed = journal.deploy(&deployment(2), &[1]);
+        disk.heal();
+        let ticket = lane.submit(Turn(vec![Write::State(Some("2".into()))]));
+        match deployed {
+            Ok(()) => {
+                assert!(grace > 1, "a transaction is some writes and a sync");
+                break;
+            }
+            Err(error) => assert!(error.to_string().contains("the disk is on fire"), "{error}"),
+        }
+        ticket.settled().await.unwrap();
+        drop(health.wait_for(|health| *health == Health::Good).await.unwrap());
+        assert_eq!(journal.state(&instance("a")).unwrap().as_deref(), Some("2"));
+        let kept = journal.deployments().unwrap();
+        assert!(kept == [deployment(1)] || kept == [deployment(2)], "{kept:?}");
+        journal.deploy(&deployment(2), &[1]).unwrap();
+        assert_eq!(journal.deployments().unwrap(), [deployment(2)]);
+    }
+}
+
+#[tokio::test]
+async fn a_journal_recovers_from_a_failed_deployment_though_nothing_is_written() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let mut health = journal.health();
+    disk.fail(0, usize::MAX);
+    assert!(journal.deploy(&deployment(1), &[]).is_err());
+    drop(health.wait_for(|health| matches!(health, Health::Failing(_))).await.unwrap());
+    disk.heal();
+    drop(health.wait_for(|health| *health == Health::Good).await.unwrap());
+    journal.deploy(&deployment(1), &[]).unwrap();
+    assert_eq!(journal.deployments().unwrap(), [deployment(1)]);
+}
+
+#[test]
+fn a_crash_leaves_the_old_deployments_or_the_new_ones() {
+    let disk = Disk::default();
+    let (store, _) = RedbStore::open(disk.backend(), &options()).unwrap();
+    (1..=3).for_each(|generation| store.deploy(&deployment(generation), &[]).unwrap());
+    let (old, new) = ([1, 2, 3].map(deployment), [3, 4].map(deployment));
+    assert_eq!(store.deployments().unwrap(), old);
+    let image = disk.record();
+    store.deploy(&deployment(4), &[1, 2]).unwrap();
+    let log = disk.log();
+    let mut seen = [false; 2];
+    each_crash(image, &log, |image, at| {
+        let (store, _) = RedbStore::open(Disk::of(image).backend(), &options()).unwrap();
+        let kept = store.deployments().unwrap();
+        assert!(kept == new || (kept == old && at < log.len()), "{kept:?} at {at}");
+        seen[usize::from(kept == new)] = true;
+    });
+    assert_eq!(seen, [true; 2]);
+}
+
+#[tokio::test]
 async fn a_data_file_that_vanished_is_not_begun_anew() {
     let (disk, other) = (Disk::default(), Disk::default());
     let opened = AtomicBool::new(false);
@@ -198,7 +260,7 @@ async fn every_crash_leaves_whole_turns_in_order() {
     for (lane, tail) in lanes.iter().zip(&tails) {
         commit(lane, vec![start(tail)]).await;
     }
-    let mut image = disk.record();
+    let image = disk.record();
     // How much of the log there was when a client could know of so many turns.
     let mut seen = Vec::new();
     for turn in 1..=TURNS {
@@ -225,7 +287,7 @@ async fn every_crash_leaves_whole_turns_in_order() {
     assert!(journal.stats().trimmed_runs > 0);
     let log = disk.log();
 
-    let check = |image: Image, at: usize| {
+    each_crash(image, &log, |image, at| {
         let disk = Disk::of(image);
         let (store, unfinished) = RedbStore::open(disk.backend(), &options).unwrap();
         let known = unfinished.iter().map(|(record, _)| record.run);
@@ -239,28 +301,5 @@ async fn every_crash_leaves_whole_turns_in_order() {
             assert_eq!(seqs(&events), (1..=2 * turns).collect::<Seqs>());
             assert!(turns >= acknowledged, "{turns} of {acknowledged} at {at}");
         }
-    };
-    let mut random = proptest::test_runner::TestRng::deterministic_rng(
-        proptest::test_runner::RngAlgorithm::ChaCha,
-    );
-    let mut durable = image.clone();
-    let mut unsynced: Vec<&Edit> = Vec::new();
-    for (at, op) in log.iter().enumerate() {
-        op.apply(&mut image);
-        check(image.clone(), at + 1);
-        if matches!(op.change, Change::Sync) {
-            durable[op.file].clone_from(&image[op.file]);
-            unsynced.retain(|other| other.file != op.file);
-        } else {
-            unsynced.push(op);
-        }
-        // The disk may write in any order: some of what is not synced is there, some is not.
-        let mut torn = durable.clone();
-        for op in &unsynced {
-            if random.random_bool(0.5) {
-                op.apply(&mut torn);
-            }
-        }
-        check(torn, at + 1);
-    }
+    });
 }

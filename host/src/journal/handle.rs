@@ -165,7 +165,8 @@ impl Journal {
     }
 
     /// The runs on record that began before this one and whose instance satisfies `matches`, newest first: at most
-    /// `limit`, of at most [`RUNS_LOOKED_AT`](super::RUNS_LOOKED_AT) that are looked at.
+    /// `limit`, of at most [`RUNS_LOOKED_AT`](super::RUNS_LOOKED_AT) that are looked at. `matches` must not use the journal, which is
+    /// being read.
     pub fn runs(
         &self,
         before: Option<RunId>,

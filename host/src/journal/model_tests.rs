@@ -19,7 +19,8 @@ enum Action {
     Begin { instance: usize },
     Emit { run: usize, events: Vec<(Option<u8>, usize)> },
     End { run: usize },
-    State { instance: usize, document: u16 },
+    State { instance: usize, document: Option<u16> },
+    Module { instance: usize, module: u8 },
     Storage { instance: usize, key: u8, value: Option<u8> },
     Read { run: usize, from: usize },
     Find { instance: usize, id: u8 },
@@ -32,8 +33,10 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (0..3_usize).prop_map(|instance| Action::Begin { instance }),
         8 => (any::<usize>(), events).prop_map(|(run, events)| Action::Emit { run, events }),
         2 => any::<usize>().prop_map(|run| Action::End { run }),
-        2 => (0..3_usize, any::<u16>())
+        2 => (0..3_usize, any::<Option<u16>>())
             .prop_map(|(instance, document)| Action::State { instance, document }),
+        1 => (0..3_usize, any::<u8>())
+            .prop_map(|(instance, module)| Action::Module { instance, module }),
         2 => (0..3_usize, 0..4_u8, any::<Option<u8>>())
             .prop_map(|(instance, key, value)| Action::Storage { instance, key, value }),
         4 => any::<(usize, usize)>().prop_map(|(run, from)| Action::Read { run, from }),
@@ -56,6 +59,7 @@ struct Model {
     runs: Vec<Run>,
     ids: BTreeMap<(usize, String), (RunId, u64)>,
     states: BTreeMap<usize, String>,
+    modules: BTreeMap<usize, Digest>,
     storage: BTreeMap<(usize, String), Bytes>,
 }
 
@@ -124,9 +128,17 @@ impl Pair {
                 self.submit(instance, vec![write]);
             }
             Action::State { instance, document } => {
-                let document = document.to_string();
-                self.submit(instance, vec![Write::State(Some(document.as_str().into()))]);
-                self.model.states.insert(instance, document);
+                let document = document.map(|document| document.to_string());
+                self.submit(instance, vec![Write::State(document.as_deref().map(Into::into))]);
+                match document {
+                    Some(document) => self.model.states.insert(instance, document),
+                    None => self.model.states.remove(&instance),
+                };
+            }
+            Action::Module { instance, module } => {
+                let module = Digest::of(&[module]);
+                self.submit(instance, vec![Write::Module(module)]);
+                self.model.modules.insert(instance, module);
             }
             Action::Storage { instance, key, value } => {
                 let key = format!("key {key}");
@@ -204,6 +216,29 @@ impl Pair {
         }
     }
 
+    /// All runs, page by page.
+    fn check_list(&self) {
+        let (mut listed, mut before) = (Vec::new(), None);
+        loop {
+            let page = self.journal.runs(before, 3, &|_| true).unwrap();
+            let brief = |of: RunRecord| (of.run, of.instance, of.state, of.last.0);
+            listed.extend(page.records.into_iter().map(brief));
+            before = page.next;
+            if before.is_none() {
+                break;
+            }
+        }
+        let kept = self.model.runs.iter().filter(|run| !run.trimmed);
+        let mut kept: Vec<_> = kept
+            .map(|run| {
+                let instance = instance(INSTANCES[run.instance]);
+                (run.tail.run(), instance, run.state, run.data.len() as u64)
+            })
+            .collect();
+        kept.sort_by_key(|(run, ..)| std::cmp::Reverse(*run));
+        assert_eq!(listed, kept);
+    }
+
     /// Closes and opens the journal, and lets retention take all ended runs in between if so told.
     async fn restart(&mut self, trim: bool) {
         self.journal.close().await;
@@ -236,9 +271,12 @@ impl Pair {
         for run in &self.model.runs {
             self.read(run, 0).await;
         }
+        self.check_list();
         for (of, name) in INSTANCES.into_iter().enumerate() {
             let state = self.journal.state(&instance(name)).unwrap();
             assert_eq!(state.as_deref(), self.model.states.get(&of).map(String::as_str));
+            let module = self.journal.module(&instance(name)).unwrap();
+            assert_eq!(module, self.model.modules.get(&of).copied());
             let listed = self.journal.list(&instance(name), "key", None, 99, 9999);
             let listed = listed.unwrap().into_iter().map(|(key, value)| (key.into(), value));
             let stored = self.model.storage.iter().filter(|((instance, _), _)| *instance == of);

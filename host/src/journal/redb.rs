@@ -9,7 +9,8 @@
 //! lie in [segments](super::codec) under the number of their last one, so that the first segment at or after a
 //! cursor is the one that continues it. An ended run enters `ended`, which retention eats from its old
 //! end: a run is taken out of `runs` at once, and so gone for clients, while its segments and ids go over as
-//! many transactions as it takes; `trimming` remembers where that stands.
+//! many transactions as it takes; `trimming` remembers where that stands. Deployments are few and of no instance: each is a
+//! transaction of its own, beside the log. A list of runs merges those of the layers with those of the tables, by their ids.
 //!
 //! ```text
 //!   commit: batch -> log (write, sync) -> layer being filled       the writer
@@ -40,30 +41,26 @@
 //! **Cost.** A commit is one write of whole pages and one sync. After a crash redb walks the whole file once when it is opened, at
 //! about a second per GiB; its quick repair would spare that, and make every transaction twice as slow.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem;
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
-use ::redb::backends::FileBackend;
-use ::redb::{
-    Builder, Database, DatabaseError, Error, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageError,
-};
+use ::redb::{Database, Error, ReadTransaction, ReadableDatabase, ReadableTable};
 use bytes::Bytes;
 
-use super::codec::{Damaged, Op, Segment, decode_batch, decode_deployment, encode_batch};
+use super::codec::{Damaged, Op, Segment, decode_deployment, encode_batch};
 use super::{
-    Committed, DeploymentRecord, Event, Options, Pair, RUNS_LOOKED_AT, RunPage, RunRecord,
-    RunState, Store, StoreError, Submitted, Tended, lock,
+    Committed, DeploymentRecord, Event, Options, Pair, RUNS_LOOKED_AT, RunPage, RunRecord, Store,
+    StoreError, Submitted, Tended, lock,
 };
 use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
 mod log;
+mod open;
 mod recent;
 mod tables;
 #[cfg(test)]
@@ -71,111 +68,15 @@ pub(super) mod tests;
 
 pub use ::redb::StorageBackend;
 
-use self::log::{Foreign, Log, Place};
+pub use self::open::{Backend, JournalFile};
+
+use self::log::Log;
+use self::open::interrupt;
 use self::recent::{Layer, Progress, Recent};
 use self::tables::{
-    DEPLOYMENTS, EVENTS, FORMAT, FORMAT_BEFORE, IDS, META, META_FORMAT, META_LOG_MARK,
-    META_TRIMMED_UNTIL, MODULES, RUNS, Retention, STATES, STEP, STORAGE, Tables, damaged, decoded,
-    extent, millis, number, pair, record,
+    DEPLOYMENTS, EVENTS, IDS, META, META_TRIMMED_UNTIL, MODULES, RUNS, Retention, STATES, STEP,
+    STORAGE, Tables, damaged, decoded, extent, millis, number, pair, record,
 };
-
-/// Where the journal keeps its bytes: something that makes a disk for each of its files, again after each failure.
-#[derive(Clone)]
-pub struct Backend {
-    tables: Arc<OpenTables>,
-    log: Arc<OpenLog>,
-}
-
-type OpenTables = dyn Fn(&Builder) -> Result<Database, DatabaseError> + Send + Sync;
-type OpenLog = dyn Fn() -> io::Result<Box<dyn StorageBackend>> + Send + Sync;
-
-/// One of the two files of a journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum JournalFile {
-    /// The redb database.
-    Tables,
-    /// The log in front of it.
-    Log,
-}
-
-impl Backend {
-    /// A backend on whatever `disk` makes. Each call stands for the same bytes of the same file.
-    pub fn new<B: StorageBackend>(
-        disk: impl Fn(JournalFile) -> io::Result<B> + Send + Sync + 'static,
-    ) -> Self {
-        let disk = Arc::new(disk);
-        let tables = Arc::clone(&disk);
-        Self {
-            tables: Arc::new(move |builder| {
-                builder.create_with_backend(tables(JournalFile::Tables)?)
-            }),
-            log: Arc::new(move || Ok(Box::new(disk(JournalFile::Log)?))),
-        }
-    }
-
-    /// The files of these options, which are made if they do not exist.
-    pub(super) fn file(options: &Options) -> Result<Self, StoreError> {
-        let file = &options.file;
-        if !file.exists() {
-            create(file).map_err(|error| explain(file, error))?;
-        }
-        let (file, log) = (file.clone(), log_of(file));
-        let open = move || OpenOptions::new().read(true).write(true).open(&file);
-        Ok(Self {
-            tables: Arc::new(move |builder| {
-                builder.create_with_backend(FileBackend::new(open()?)?)
-            }),
-            // Only who has the database open has the log open, so that it needs no lock of its own.
-            log: Arc::new(move || {
-                let file = OpenOptions::new().read(true).write(true).open(&log)?;
-                Ok(Box::new(FileBackend::new(file).map_err(io::Error::other)?))
-            }),
-        })
-    }
-}
-
-/// The log that goes with a database.
-fn log_of(file: &Path) -> PathBuf {
-    file.with_extension("log")
-}
-
-/// Makes an empty database that is there whole or not at all: redb takes a half-made one for a foreign file. Its log is
-/// there before it.
-fn create(file: &Path) -> Result<(), DatabaseError> {
-    OpenOptions::new().write(true).create(true).truncate(false).open(log_of(file))?;
-    let draft = file.with_added_extension("new");
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => drop(Database::create(&draft)?),
-    }
-    // A link, as a rename would replace the file of a host that started at the same time.
-    match fs::hard_link(&draft, file) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
-        _ => fs::remove_file(&draft)?,
-    }
-    let directory = file.parent().filter(|path| !path.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
-    Ok(())
-}
-
-fn explain(file: &Path, error: DatabaseError) -> StoreError {
-    let file = file.display();
-    StoreError(match error {
-        DatabaseError::DatabaseAlreadyOpen => format!("{file} is in use by another host"),
-        DatabaseError::UpgradeRequired(version) => {
-            format!("{file} is of redb's file format {version}, which this version does not read")
-        }
-        DatabaseError::Storage(StorageError::Corrupted(what)) => {
-            format!("{file} is damaged: {what}")
-        }
-        DatabaseError::Storage(StorageError::Io(error))
-            if error.kind() == io::ErrorKind::InvalidData =>
-        {
-            format!("{file} is not a journal: {error}")
-        }
-        error => format!("{file} cannot be opened: {error}"),
-    })
-}
 
 /// The store.
 pub(super) struct RedbStore {
@@ -269,98 +170,6 @@ impl RedbStore {
 
     fn exchange(&self, opened: Option<Opened>) {
         *self.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
-    }
-
-    /// Opens both files, and settles what only the log has.
-    fn open_files(&self, may_be_new: bool) -> Result<Opened, StoreError> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(self.cache_bytes);
-        let database =
-            (self.backend.tables)(&builder).map_err(|error| explain(&self.file, error))?;
-        let (file, log) = (self.file.display(), log_of(&self.file));
-        let log_failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError(format!(
-                "{} is missing; put it back, as it has what was written last to {file}",
-                log.display()
-            )),
-            _ => StoreError(format!("{} cannot be opened: {error}", log.display())),
-        };
-        let mark = self.check_format(&database, may_be_new)?;
-        let storage = (self.backend.log)().map_err(log_failed)?;
-        let mut log = match mark {
-            Some(mark) => Log::open(storage, mark).map_err(log_failed)?.map_err(|Foreign| {
-                let log = log.display();
-                StoreError(format!(
-                    "{log} is not the log of {file}, which has what was written last"
-                ))
-            })?,
-            None => {
-                let mark = RunId::generate().as_u128() as u64;
-                // The log first: who finds tables must find it.
-                let log = Log::create(storage, mark).map_err(log_failed)?;
-                make(&database, mark).map_err(failed)?;
-                log
-            }
-        };
-        self.recover(&database, &mut log).map_err(failed)?;
-        Ok(Opened {
-            database,
-            log: Mutex::new(log),
-            recent: RwLock::default(),
-            tending: Mutex::default(),
-            trim_ms: AtomicU64::new(0),
-            failure: Mutex::default(),
-        })
-    }
-
-    /// Refuses what is not a journal of this format or of the one before, which it takes over, and returns the mark of its log; of an empty database none, if
-    /// it may be one.
-    fn check_format(
-        &self,
-        database: &Database,
-        may_be_new: bool,
-    ) -> Result<Option<u64>, StoreError> {
-        let file = self.file.display();
-        let transaction = database.begin_read().map_err(failed)?;
-        let tables = transaction.list_tables().map_err(failed)?.count();
-        if tables == 0 && may_be_new {
-            return Ok(None);
-        }
-        let meta = transaction
-            .open_table(META)
-            .map_err(|_| StoreError(format!("{file} is not a journal")))?;
-        let format = meta.get(META_FORMAT).map_err(failed)?;
-        match format.map(|format| format.value()) {
-            Some(FORMAT) => {}
-            Some(FORMAT_BEFORE) => take_over(database).map_err(failed)?,
-            Some(format) => {
-                return Err(StoreError(format!(
-                    "{file} is a journal of format {format}, and this version reads formats \
-                     {FORMAT_BEFORE} and {FORMAT}"
-                )));
-            }
-            None => return Err(StoreError(format!("{file} is not a journal"))),
-        }
-        number(&meta, META_LOG_MARK).map(Some).map_err(failed)
-    }
-
-    /// Settles what only the log has, and begins a new epoch.
-    fn recover(&self, database: &Database, log: &mut Log) -> Result<(), Error> {
-        let transaction = database.begin_write()?;
-        let mut tables = Tables::new(&transaction);
-        let place = tables.place()?;
-        let mut layer = Layer::default();
-        log.replay(place, |batch| {
-            let apply = |at_ms, instance: &InstanceKey, op| layer.apply(at_ms, instance, op);
-            decode_batch(batch, apply).map_err(damaged)
-        })?;
-        tables.settle(&layer)?;
-        let place = Place { half: self.half, epoch: place.epoch + 1, settled: 0 };
-        tables.set_place(place)?;
-        drop(tables);
-        transaction.commit()?;
-        log.begin(place);
-        Ok(())
     }
 
     fn with<T>(&self, body: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, StoreError> {
@@ -760,53 +569,6 @@ fn whole(
         record.last = extent(events, run)?.0;
     }
     Ok(progress.iter().fold(stored, |record, progress| progress.onto(run, record)))
-}
-
-/// Makes the tables of an empty database.
-fn make(database: &Database, mark: u64) -> Result<(), Error> {
-    let transaction = database.begin_write()?;
-    Tables::new(&transaction).make(mark)?;
-    Ok(transaction.commit()?)
-}
-
-/// Makes a file of the format before one of this format: at once, so that a crash leaves it what it was or what it is to be.
-fn take_over(database: &Database) -> Result<(), Error> {
-    let transaction = database.begin_write()?;
-    Tables::new(&transaction).take_over()?;
-    Ok(transaction.commit()?)
-}
-
-/// Counts an interruption of each run that was `running`, and returns all runs that are not over.
-fn interrupt(opened: &Opened) -> Result<Vec<Interrupted>, Error> {
-    let transaction = opened.database.begin_write()?;
-    let mut tables = Tables::new(&transaction);
-    let mut unfinished = Vec::new();
-    for row in tables.unfinished.open()?.iter()? {
-        unfinished.push(RunId::from_u128(row?.0.value()));
-    }
-    let mut interrupted = Vec::new();
-    for run in unfinished {
-        let record = record(tables.runs.open()?, run)?;
-        let mut record = record.ok_or_else(|| damaged(Damaged))?;
-        record.last = extent(tables.events.open()?, run)?.0;
-        if record.state == RunState::Running {
-            let moved = record.last > record.interrupted_at;
-            record.interruptions = if moved { 1 } else { record.interruptions + 1 };
-            record.interrupted_at = record.last;
-            record.state = RunState::Interrupted;
-            tables.put(&record)?;
-        }
-        let request = tables.requests.open()?.get(run.as_u128())?;
-        let request = request.map(|request| Bytes::copy_from_slice(request.value()));
-        interrupted.push((record, request));
-    }
-    drop(tables);
-    if interrupted.is_empty() {
-        transaction.abort()?;
-    } else {
-        transaction.commit()?;
-    }
-    Ok(interrupted)
 }
 
 fn failed(error: impl Into<Error>) -> StoreError {

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::redb::RedbStore;
 use super::*;
 
@@ -184,6 +186,33 @@ impl StorageBackend for Held {
     }
 }
 
+/// Looks at what each crash would leave, after so many of these edits.
+pub(super) fn each_crash(mut image: Image, log: &[Edit], mut check: impl FnMut(Image, usize)) {
+    let mut random = proptest::test_runner::TestRng::deterministic_rng(
+        proptest::test_runner::RngAlgorithm::ChaCha,
+    );
+    let mut durable = image.clone();
+    let mut unsynced: Vec<&Edit> = Vec::new();
+    for (at, op) in log.iter().enumerate() {
+        op.apply(&mut image);
+        check(image.clone(), at + 1);
+        if matches!(op.change, Change::Sync) {
+            durable[op.file].clone_from(&image[op.file]);
+            unsynced.retain(|other| other.file != op.file);
+        } else {
+            unsynced.push(op);
+        }
+        // The disk may write in any order: some of what is not synced is there, some is not.
+        let mut torn = durable.clone();
+        for op in &unsynced {
+            if random.random_bool(0.5) {
+                op.apply(&mut torn);
+            }
+        }
+        check(torn, at + 1);
+    }
+}
+
 /// Limits that keep everything, with a small log, small tails and pages.
 pub(super) fn limits() -> JournalLimits {
     JournalLimits {
@@ -246,6 +275,17 @@ pub(super) type Seqs = Vec<u64>;
 
 pub(super) fn seqs(page: &[Arc<Event>]) -> Seqs {
     page.iter().map(|event| event.seq.0).collect()
+}
+
+/// A deployment of the agent that [`instance`] names.
+pub(super) fn deployment(generation: u64) -> DeploymentRecord {
+    DeploymentRecord {
+        agent: instance("a").agent().clone(),
+        generation,
+        module: Some(Digest::of(&generation.to_le_bytes())),
+        at_ms: 1000 * generation,
+        source: "test".into(),
+    }
 }
 
 /// Submits a turn and waits until it is durable.

@@ -66,8 +66,13 @@ async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
 
     super::redb::tests::make_foreign(&directory.path().join("foreign"));
     assert!(refused("foreign").ends_with("is not a journal"));
-    super::redb::tests::make_newer(&directory.path().join("newer"));
-    assert!(refused("newer").contains("is a journal of format 5"));
+    for format in [1, 2, 5] {
+        let name = format!("format-{format}");
+        super::redb::tests::make_of_format(&directory.path().join(&name), format);
+        let reads =
+            format!("is a journal of format {format}, and this version reads formats 3 and 4");
+        assert!(refused(&name).ends_with(&reads));
+    }
 
     // The log of another one, and none.
     Journal::open(of("other")).unwrap().0.close().await;
@@ -81,6 +86,37 @@ async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
     fs::write(directory.path().join("half.new"), "x").unwrap();
     Journal::open(of("half")).unwrap().0.close().await;
     assert!(!directory.path().join("half.new").exists());
+}
+
+#[tokio::test]
+async fn deployments_outlive_the_host_by_agent_and_generation() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let of = |agent: &str, generation| DeploymentRecord {
+        agent: agent.parse().unwrap(),
+        module: (generation % 3 != 0).then(|| Digest::of(agent.as_bytes())),
+        ..deployment(generation)
+    };
+    assert_eq!(journal.deployments().unwrap(), []);
+    for (record, forget) in [
+        (of("b", 1), &[][..]),
+        (of("a0", 1), &[]),
+        (of("a", 1), &[]),
+        (of("a", 300), &[]),
+        (of("a", 2), &[]),
+        (of("a", 301), &[1, 7, 300]),
+        (of("b", 3), &[]),
+    ] {
+        journal.deploy(&record, forget).unwrap();
+    }
+    let replaced = DeploymentRecord { source: "again".into(), ..of("b", 3) };
+    journal.deploy(&replaced, &[3]).unwrap();
+    let kept = [of("a", 2), of("a", 301), of("a0", 1), of("b", 1), replaced];
+    assert_eq!(journal.deployments().unwrap(), kept);
+    journal.close().await;
+    assert!(journal.deploy(&of("c", 1), &[]).is_err());
+    assert!(journal.deployments().is_err());
+    assert_eq!(open(&disk, options()).deployments().unwrap(), kept);
 }
 
 #[tokio::test]

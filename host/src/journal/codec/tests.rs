@@ -53,7 +53,7 @@ proptest! {
         turns in proptest::collection::vec(
             (
                 0..3_usize,
-                proptest::collection::vec((0..7_u8, 0..3_usize, 1..5_u64, text(), ".{0,40}"), 0..9),
+                proptest::collection::vec((0..8_u8, 0..3_usize, 1..5_u64, text(), ".{0,40}"), 0..9),
             ),
             0..9,
         ),
@@ -85,6 +85,7 @@ proptest! {
                         outcome: Outcome { state: RunState::Failed, code: optional },
                     },
                     4 => Write::State(optional.map(Into::into)),
+                    5 => Write::Module(Digest::of(text.as_bytes())),
                     _ => Write::Storage { key: text.into(), value: optional.map(Bytes::from) },
                 }
             };
@@ -104,6 +105,27 @@ proptest! {
 
         let at = (cut * bytes.len() as f64) as usize;
         let _ = decoded(&bytes[..at]);
+        prop_assert!(decoded(&[&[bytes[0] + 1], &bytes[1..]].concat()).is_err());
+        bytes[at] ^= flip;
+        let _ = decoded(&bytes);
+    }
+
+    #[test]
+    fn deployments_round_trip(
+        (generation, at_ms) in any::<(u64, u64)>(),
+        module in text(),
+        source in ".{0,40}",
+        flip in any::<u8>(),
+        cut in 0.0..1.0_f64,
+    ) {
+        let agent: AgentName = "test".parse().unwrap();
+        let module = module.map(|module| Digest::of(module.as_bytes()));
+        let record = DeploymentRecord { agent, generation, module, at_ms, source };
+        let mut bytes = encode_deployment(&record);
+        let decoded = |bytes: &[u8]| decode_deployment(record.agent.clone(), generation, bytes);
+        prop_assert_eq!(&decoded(&bytes).unwrap(), &record);
+        let at = (cut * bytes.len() as f64) as usize;
+        prop_assert!(decoded(&bytes[..at]).is_err());
         prop_assert!(decoded(&[&[bytes[0] + 1], &bytes[1..]].concat()).is_err());
         bytes[at] ^= flip;
         let _ = decoded(&bytes);

@@ -163,7 +163,7 @@ impl<'t> Tables<'t> {
         self.take_over()
     }
 
-    /// Makes what the format before did not have, and the format this one.
+    /// Makes what the format before did not have, and the format this one, as far as they are not so already.
     pub(super) fn take_over(&mut self) -> Result<(), Error> {
         self.modules.open()?;
         self.deployments.open()?;

@@ -1,14 +1,16 @@
 //! What only one who knows the tables can make or see.
 
-use std::collections::BTreeSet;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use proptest::prelude::*;
 
 use super::super::testing::*;
-use super::super::{Journal, JournalLimits, Lane, Tail, Turn, Write};
-use super::tables::{ENDED, META_ENDED_BYTES};
+use super::super::{Journal, JournalLimits, Lane, RunState, Tail, Turn, Write};
+use super::tables::{ENDED, FORMAT, FORMAT_BEFORE, META_ENDED_BYTES, META_FORMAT};
 use super::*;
 
 pub(in super::super) fn make_foreign(file: &Path) {
@@ -18,11 +20,11 @@ pub(in super::super) fn make_foreign(file: &Path) {
     transaction.commit().unwrap();
 }
 
-pub(in super::super) fn make_newer(file: &Path) {
+pub(in super::super) fn make_of_format(file: &Path, format: u64) {
     let database = Database::create(file).unwrap();
     let transaction = database.begin_write().unwrap();
     let mut meta = transaction.open_table(META).unwrap();
-    meta.insert(META_FORMAT, FORMAT + 1).unwrap();
+    meta.insert(META_FORMAT, format).unwrap();
     drop(meta);
     transaction.commit().unwrap();
 }
@@ -230,6 +232,7 @@ async fn what_is_read_is_the_newest_wherever_it_lies() {
             start(&tail),
             identified(&tail, 1, Some("id"), "x"),
             Write::State(Some("1".into())),
+            Write::Module(Digest::of(b"1")),
             set("k1", "1"),
             set("k3", "3"),
             set("k5", "5"),
@@ -239,6 +242,7 @@ async fn what_is_read_is_the_newest_wherever_it_lies() {
         bench.commit(vec![
             identified(&tail, 2, Some("id"), "x"),
             Write::State(Some("2".into())),
+            Write::Module(Digest::of(b"2")),
             set("j", "no"),
             set("k0", "0"),
             set("k1", "new"),
@@ -261,6 +265,9 @@ async fn what_is_read_is_the_newest_wherever_it_lies() {
             assert_eq!((found.run, found.seq), (tail.run(), Seq(2)), "{at}");
             assert_eq!(bench.store.state(&here).unwrap().as_deref(), Some("2"), "{at}");
             assert_eq!(bench.store.state(&instance("b")).unwrap(), None);
+            let module = bench.store.module(&here).unwrap();
+            assert_eq!(module, Some(Digest::of(b"2")), "{at}");
+            assert_eq!(bench.store.module(&instance("b")).unwrap(), None);
             let value = |key| bench.store.value(&here, key).unwrap();
             assert_eq!(value("k1").as_deref(), Some(&b"new"[..]), "{at}");
             assert_eq!((value("k3"), value("k7"), value("k9")), (None, None, None), "{at}");
@@ -272,6 +279,70 @@ async fn what_is_read_is_the_newest_wherever_it_lies() {
             bench.crash();
         }
     }
+}
+
+#[tokio::test]
+async fn a_document_that_was_removed_is_gone_wherever_it_lay() {
+    for (older, newer) in [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1), (2, 2)] {
+        let mut bench = Bench::new(options());
+        for (document, how_far) in [(Some("1"), older), (None, newer)] {
+            bench.commit(vec![Write::State(document.map(Into::into))]);
+            match how_far {
+                0 => {}
+                1 => bench.rest(),
+                _ => drop(bench.tend()),
+            }
+        }
+        for _ in 0..2 {
+            assert_eq!(bench.store.state(&instance("a")).unwrap(), None, "{older} {newer}");
+            bench.crash();
+        }
+        bench.commit(vec![Write::State(Some("3".into()))]);
+        assert_eq!(bench.store.state(&instance("a")).unwrap().as_deref(), Some("3"));
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_the_format_before_is_taken_over_with_all_it_has() {
+    let mut bench = Bench::new(options());
+    let tail = bench.tail();
+    bench.commit(vec![start(&tail), event(&tail, 1, "x"), set("k", "v")]);
+    bench.tend();
+    let written = bench.store.with(|opened| {
+        let transaction = opened.database.begin_write()?;
+        transaction.delete_table(MODULES)?;
+        transaction.delete_table(DEPLOYMENTS)?;
+        transaction.open_table(META)?.insert(META_FORMAT, FORMAT_BEFORE)?;
+        Ok(transaction.commit()?)
+    });
+    written.unwrap();
+    // Only the log has these.
+    bench.commit(vec![event(&tail, 2, "x"), Write::State(Some("{}".into()))]);
+    let before = bench.disk.durable();
+
+    let check = |bench: &Bench| {
+        assert_eq!(bench.read(&tail, 0), [1, 2]);
+        assert_eq!(bench.list(None, 9, 99), "k=v ");
+        assert_eq!(bench.store.state(&instance("a")).unwrap().as_deref(), Some("{}"));
+        assert_eq!(bench.store.module(&instance("a")).unwrap(), None);
+        assert_eq!(bench.store.deployments().unwrap(), []);
+        let format = bench.store.read(|of| number(&of.open_table(META)?, META_FORMAT));
+        assert_eq!(format.unwrap(), FORMAT);
+    };
+    let mut open = |image: Image| {
+        bench.disk = Disk::of(image);
+        bench.disk.record();
+        (bench.store, _) = RedbStore::open(bench.disk.backend(), &bench.options).unwrap();
+        check(&bench);
+        bench.disk.log()
+    };
+    let log = open(before.clone());
+    each_crash(before, &log, |image, _| drop(open(image)));
+    bench.commit(vec![Write::Module(Digest::of(b"1"))]);
+    bench.store.deploy(&deployment(1), &[]).unwrap();
+    bench.crash();
+    assert_eq!(bench.store.module(&instance("a")).unwrap(), Some(Digest::of(b"1")));
+    assert_eq!(bench.store.deployments().unwrap(), [deployment(1)]);
 }
 
 #[tokio::test]
@@ -393,8 +464,131 @@ async fn a_read_beside_commits_has_all_that_was_durable_and_no_gap() {
     });
 }
 
+#[tokio::test]
+async fn a_page_of_runs_looks_at_no_more_than_its_bound() {
+    let bench = Bench::new(options());
+    let tail = |number| bench.journal.tail(&instance("a"), RunId::from_u128(number));
+    let bound = RUNS_LOOKED_AT as u128;
+    bench.commit((1..=bound + 1).map(|number| start(&tail(number))).collect());
+    for settled in [false, true] {
+        if settled {
+            bench.tend();
+        }
+        let looked_at = Cell::new(0);
+        let none = |_: &InstanceKey| {
+            looked_at.set(looked_at.get() + 1);
+            false
+        };
+        let page = |before: u128, limit| {
+            bench.store.runs(Some(RunId::from_u128(before)), limit, &none).unwrap()
+        };
+        let next = |number| RunPage { records: Vec::new(), next: number };
+        assert_eq!(page(bound + 2, 9), next(Some(RunId::from_u128(2))));
+        assert_eq!(looked_at.take(), RUNS_LOOKED_AT);
+        assert_eq!(page(2, 9), next(None));
+        assert_eq!(page(bound + 1, 9), next(None), "there is none below the last one looked at");
+        assert_eq!(page(1, 9), next(None));
+        assert_eq!(page(9, 0), next(Some(RunId::from_u128(9))));
+    }
+}
+
+/// A page of a plain list of runs, the newest first.
+fn page_of<'r>(
+    runs: impl Iterator<Item = (RunId, &'r Listed)>,
+    limit: usize,
+    of: [bool; 3],
+) -> (Vec<RunId>, Option<RunId>) {
+    let (mut page, mut last) = (Vec::new(), None);
+    for (looked_at, (run, listed)) in runs.enumerate() {
+        if page.len() == limit || looked_at == RUNS_LOOKED_AT {
+            return (page, last);
+        }
+        last = Some(run);
+        page.extend(of[listed.instance].then_some(run));
+    }
+    (page, None)
+}
+
+/// A run as the list must have it.
+struct Listed {
+    instance: usize,
+    last: u64,
+    over: bool,
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn runs_are_listed_as_from_a_plain_list(
+        commits in proptest::collection::vec(
+            (proptest::collection::vec((0..60_u128, 0..3_usize, 0..4_u64), 1..12), 0..6_u8),
+            1..30,
+        ),
+        limit in 1..12_usize,
+        of in any::<[bool; 3]>(),
+        below in proptest::option::of(0..70_u128),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _entered = runtime.enter();
+        let mut bench = Bench::new(options());
+        let instances = ["a", "b", "c"].map(instance);
+        let mut runs: BTreeMap<RunId, Listed> = BTreeMap::new();
+        for (said, fate) in commits {
+            let mut turns = Vec::new();
+            for (run, at, events) in said {
+                let run = RunId::from_u128(run);
+                let mut writes = Vec::new();
+                let known = runs.contains_key(&run);
+                let listed = runs.entry(run).or_insert(Listed { instance: at, last: 0, over: false });
+                if listed.over {
+                    continue;
+                }
+                let tail = bench.journal.tail(&instances[listed.instance], run);
+                if !known {
+                    writes.push(start(&tail));
+                }
+                writes.extend((1..=events).map(|seq| event(&tail, listed.last + seq, "x")));
+                listed.last += events;
+                if known && events == 0 {
+                    writes.push(end(&tail));
+                    listed.over = true;
+                }
+                let lane = bench.journal.lane(instances[listed.instance].clone());
+                turns.push(Submitted { lane, number: 1, turn: Turn(writes) });
+            }
+            bench.store.commit(&turns, SystemTime::now()).unwrap();
+            match fate {
+                0 | 1 => bench.rest(),
+                2 => drop(bench.tend()),
+                3 => bench.crash(),
+                _ => {}
+            }
+            let mut before = below.map(RunId::from_u128);
+            loop {
+                let matches = |key: &InstanceKey| {
+                    of[instances.iter().position(|instance| instance == key).unwrap()]
+                };
+                let page = bench.store.runs(before, limit, &matches).unwrap();
+                let all = runs.iter().rev().map(|(run, listed)| (*run, listed));
+                let expected = all.filter(|(run, _)| before.is_none_or(|before| *run < before));
+                let expected = page_of(expected, limit, of);
+                let ids: Vec<RunId> = page.records.iter().map(|record| record.run).collect();
+                prop_assert_eq!((ids, page.next), expected);
+                for record in page.records {
+                    let listed = &runs[&record.run];
+                    prop_assert_eq!(record.last, Seq(listed.last));
+                    prop_assert_eq!(record.state.is_final(), listed.over);
+                    prop_assert_eq!(&record.instance, &instances[listed.instance]);
+                    prop_assert_eq!(bench.store.run(record.run).unwrap(), Some(record));
+                }
+                before = page.next;
+                if before.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
     #[test]
     fn everything_is_there_whatever_fails_or_is_lost(
         commits in proptest::collection::vec(
