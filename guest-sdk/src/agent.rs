@@ -7,6 +7,8 @@
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+use serde_json::Value;
+
 use crate::bindings::bureau::agent::{runs, types as raw};
 use crate::error::Result;
 use crate::reply::Reply;
@@ -76,8 +78,51 @@ pub trait Resume: Agent {
     ) -> impl Future<Output = Result<Reply>>;
 }
 
+/// An agent that takes over what its instances keep from other builds of it, where the form of it has changed. It is exported as
+/// `export!(MyAgent: Migrate)`, or `export!(MyAgent: Resume + Migrate)`.
+///
+/// What an instance keeps, its state and its storage, is of the build that wrote it last. When such an instance is to run on another
+/// build that migrates, the host calls it once, before the first run there.
+///
+/// ```no_run
+/// use bureau_sdk::prelude::*;
+///
+/// #[derive(Default)]
+/// struct Counter;
+///
+/// impl Agent for Counter {
+///     async fn on_request(&self, run: &Run, _: Request) -> Result<Reply> {
+///         let state: Value = run.state()?;
+///         Reply::json(&state["count"])
+///     }
+/// }
+///
+/// impl Migrate for Counter {
+///     async fn migrate(&self, _from: &str, state: Option<Value>) -> Result<Option<Value>> {
+///         // It was a bare number once.
+///         Ok(state.map(|state| if state.is_number() { json!({ "count": state }) } else { state }))
+///     }
+/// }
+///
+/// bureau_sdk::export!(Counter: Migrate);
+/// # fn main() {}
+/// ```
+pub trait Migrate: Agent {
+    /// Makes this build's state of another's, whose SHA-256 digest is `from`. What it returns is the state from then on, `None` for no
+    /// state. What it stores, in [`Storage::of_instance`](crate::Storage::of_instance), becomes durable with that as one; it must read there before it writes. When it
+    /// fails nothing of it remains, the request that needed it gets a `503`, and the next one tries again.
+    ///
+    /// From its beginning on, runs of the instance that go on on an older build can change neither state nor storage.
+    fn migrate(
+        &self,
+        from: &str,
+        state: Option<Value>,
+    ) -> impl Future<Output = Result<Option<Value>>>;
+}
+
 /// Makes the crate an agent's component. Once per crate, with the agent's type; as `export!(MyAgent: Resume)` for one
-/// that implements [`Resume`].
+/// that implements [`Resume`], `export!(MyAgent: Migrate)` for one that implements [`Migrate`], and `export!(MyAgent: Resume + Migrate)` for one
+/// that implements both.
 ///
 /// ```standalone_crate
 /// use bureau_sdk::prelude::*;
@@ -117,16 +162,34 @@ pub trait Resume: Agent {
 macro_rules! export {
     ($agent:ty) => {
         $crate::__export!($agent);
-        const _: () = {
-            use $crate::agent::NotResumable as _;
-            assert!(
-                !$crate::agent::Resumability::<$agent>::RESUMES,
-                "this agent implements `Resume`: export it as `export!(MyAgent: Resume)`",
-            );
-        };
+        $crate::__export!(@not_resume $agent);
+        $crate::__export!(@not_migrate $agent);
     };
     ($agent:ty: Resume) => {
+        $crate::__export!($agent, { $crate::__export!(@resume); });
+        $crate::__export!(@not_migrate $agent);
+    };
+    ($agent:ty: Migrate) => {
+        $crate::__export!($agent, { $crate::__export!(@migrate); });
+        $crate::__export!(@not_resume $agent);
+    };
+    ($agent:ty: Resume + Migrate) => {
         $crate::__export!($agent, {
+            $crate::__export!(@resume);
+            $crate::__export!(@migrate);
+        });
+    };
+    ($agent:ty: Migrate + Resume) => {
+        $crate::export!($agent: Resume + Migrate);
+    };
+}
+
+/// The parts of [`export!`](crate::export): those of an optional interface, which are put in the scope of what every agent has; and
+/// the checks that an agent without one does not implement its trait.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export {
+    (@resume) => {
             use $crate::bindings::resumable::exports::bureau::agent::resumption;
 
             impl resumption::Guest for Component {
@@ -143,14 +206,45 @@ macro_rules! export {
             $crate::bindings::resumable::export_resumption!(
                 Component with_types_in $crate::bindings::resumable
             );
-        });
     };
-}
+    (@migrate) => {
+            use $crate::bindings::migrating::exports::bureau::agent::migration;
 
-/// The exports that every agent has, and in their scope what else there is.
-#[doc(hidden)]
-#[macro_export]
-macro_rules! __export {
+            impl migration::Guest for Component {
+                async fn migrate(
+                    from: ::std::string::String,
+                    state: ::core::option::Option<::std::string::String>,
+                ) -> ::core::result::Result<
+                    ::core::option::Option<::std::string::String>,
+                    ::std::string::String,
+                > {
+                    let agent = AGENT.with(|agent| *agent);
+                    $crate::agent::migrate(agent, &from, state).await
+                }
+            }
+
+            $crate::bindings::migrating::export_migration!(
+                Component with_types_in $crate::bindings::migrating
+            );
+    };
+    (@not_resume $agent:ty) => {
+        const _: () = {
+            use $crate::agent::Plain as _;
+            assert!(
+                !$crate::agent::Resumability::<$agent>::IMPLEMENTED,
+                "this agent implements `Resume`: export it as `export!(MyAgent: Resume)`",
+            );
+        };
+    };
+    (@not_migrate $agent:ty) => {
+        const _: () = {
+            use $crate::agent::Plain as _;
+            assert!(
+                !$crate::agent::Migration::<$agent>::IMPLEMENTED,
+                "this agent implements `Migrate`: export it as `export!(MyAgent: Migrate)`",
+            );
+        };
+    };
     ($agent:ty $(, { $($more:tt)* })?) => {
         const _: () = {
             use $crate::bindings::exports::bureau::agent::handler;
@@ -178,21 +272,32 @@ macro_rules! __export {
     };
 }
 
-/// The answer for a type that the inherent constant of [`Resumability`] does not cover.
+/// The answer for a type that the inherent constants of [`Resumability`] and [`Migration`] do not cover.
 #[doc(hidden)]
-pub trait NotResumable {
-    const RESUMES: bool = false;
+pub trait Plain {
+    const IMPLEMENTED: bool = false;
 }
 
 /// Whether a type implements [`Resume`], for a macro to ask: an inherent constant comes before a trait's.
 #[doc(hidden)]
 pub struct Resumability<A>(PhantomData<A>);
 
-impl<A> NotResumable for Resumability<A> {}
+impl<A> Plain for Resumability<A> {}
 
 impl<A: Resume> Resumability<A> {
     #[doc(hidden)]
-    pub const RESUMES: bool = true;
+    pub const IMPLEMENTED: bool = true;
+}
+
+/// Whether a type implements [`Migrate`].
+#[doc(hidden)]
+pub struct Migration<A>(PhantomData<A>);
+
+impl<A> Plain for Migration<A> {}
+
+impl<A: Migrate> Migration<A> {
+    #[doc(hidden)]
+    pub const IMPLEMENTED: bool = true;
 }
 
 #[doc(hidden)]
@@ -218,4 +323,16 @@ pub async fn on_resume<A: Resume>(
     let request = Request::new(request, run.clone())?;
     let reply = agent.on_resume(&Run::new(run), request, last_seq).await?;
     Ok(reply.into())
+}
+
+#[doc(hidden)]
+pub async fn migrate<A: Migrate>(
+    agent: &A,
+    from: &str,
+    state: Option<String>,
+) -> Result<Option<String>, String> {
+    let state = state.map(|state| serde_json::from_str(&state)).transpose();
+    let state = state.map_err(|error| format!("the state is not JSON: {error}"))?;
+    let migrated = agent.migrate(from, state).await.map_err(|error| error.to_string())?;
+    Ok(migrated.map(|state| state.to_string()))
 }

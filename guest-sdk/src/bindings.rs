@@ -1,8 +1,8 @@
 //! What `wit/` says, as Rust: generated, and wrapped by the rest of this crate.
 //!
-//! There are two worlds in here, because a component exports all that its world does and the host takes an
-//! exported `resumption` for the wish to be resumed. The first is a plain agent; the second adds nothing but
-//! that export, and [`export!`](crate::export) joins it to the first for an agent that asks for it.
+//! There are three worlds in here, because a component exports all that its world does and the host takes an
+//! exported `resumption` for the wish to be resumed. The first is a plain agent; each of the others adds nothing but
+//! one export, and [`export!`](crate::export) joins it to the first for an agent that asks for it.
 
 wit_bindgen::generate!({
     path: "../wit",
@@ -32,5 +32,25 @@ pub mod resumable {
         runtime_path: "crate::rt",
         pub_export_macro: true,
         export_macro_name: "export_resumption",
+    });
+}
+
+/// The export that takes over what instances keep from another build of the agent.
+pub mod migrating {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package bureau:sdk;
+
+            world migrating {
+                export bureau:agent/migration@0.1.0;
+            }
+        ",
+        with: {
+            "bureau:agent/migration@0.1.0": generate,
+        },
+        runtime_path: "crate::rt",
+        pub_export_macro: true,
+        export_macro_name: "export_migration",
     });
 }

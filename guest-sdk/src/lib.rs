@@ -28,7 +28,8 @@
 //!
 //! The crate is a `cdylib`, built by `cargo build --target wasm32-wasip2`.
 //!
-//! - [`Agent`] is the one trait to implement, [`Resume`] a second one for runs that outlive a crash of the host.
+//! - [`Agent`] is the one trait to implement, [`Resume`] a second one for runs that outlive a crash of the host, [`Migrate`] a third for
+//!   state whose form has changed.
 //! - [`Request`] and [`Reply`] are what comes in and goes out, with [`http`]'s types and JSON in one call each.
 //! - [`Run`] emits [`Event`]s, and holds the instance's state and [`Storage`].
 //! - [`sleep`], [`join`] and [`select`] do several things at once. Calls on one instance interleave wherever one waits.
@@ -52,9 +53,9 @@ mod storage;
 mod wasi;
 
 pub use http;
-pub use serde_json::json;
+pub use serde_json::{Value, json};
 
-pub use self::agent::{Agent, Resume};
+pub use self::agent::{Agent, Migrate, Resume};
 pub use self::concurrency::{Either, join, join_all, select};
 pub use self::error::{Error, Result};
 pub use self::event::{EmitError, Event};
@@ -71,7 +72,7 @@ pub mod prelude {
     pub use http::{HeaderValue, Method, StatusCode, header};
 
     pub use crate::{
-        Agent, Either, Error, Event, Reply, Request, Result, Resume, Run, config, join, join_all,
-        json, select, sleep,
+        Agent, Either, Error, Event, Migrate, Reply, Request, Result, Resume, Run, Storage, Value,
+        config, join, join_all, json, select, sleep,
     };
 }

@@ -21,6 +21,11 @@ use crate::bindings::bureau::agent::{storage, types as raw};
 pub struct Storage;
 
 impl Storage {
+    /// The storage of the instance that runs, for where there is no run.
+    pub fn of_instance() -> Self {
+        Self
+    }
+
     /// The value under a key.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(storage::get(key.into()).await?)

@@ -98,10 +98,6 @@ impl Host {
     /// Has all serve that was deployed before. What cannot keeps the host from being ready.
     pub async fn load(&self) {
         self.deployments().load().await;
-        for failed in self.registry().failed() {
-            let agent = &failed.record.agent;
-            self.readiness().failed(agent.to_string(), format!("agent {agent}: {}", failed.why));
-        }
     }
 
     /// Compiles and checks a module, and lets it serve its agent's next request.

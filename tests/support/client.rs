@@ -59,6 +59,24 @@ impl Client {
         Stream::open(request.header("last-event-id", last_event_id)).await
     }
 
+    /// A request of the operator to a path of the admin address.
+    pub fn operate(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.admin))
+    }
+
+    /// What the operator gets from a path of the admin address, as JSON.
+    pub async fn operator_sees(&self, path: &str) -> serde_json::Value {
+        let answer = self.operate(Method::GET, path).send().await.expect("the host answers");
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.json().await.expect("the operator's documents are JSON")
+    }
+
+    /// Deploys a module.
+    pub async fn put_module(&self, agent: &str, module: Vec<u8>) -> Response {
+        let request = self.operate(Method::PUT, &format!("/v1/agents/{agent}"));
+        request.body(module).send().await.expect("the host answers its operator")
+    }
+
     /// A request to the admin address.
     pub async fn admin(&self, method: Method, path: &str) -> Response {
         let url = format!("{}{path}", self.admin);

@@ -16,6 +16,19 @@ pub fn guest(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("there is no guest {name}"))
 }
 
+/// The bytes of a guest.
+pub fn module(name: &str) -> Vec<u8> {
+    std::fs::read(guest(name)).expect("it was built")
+}
+
+/// Another build of a guest, which does the same.
+pub fn another_module(name: &str, build: u8) -> Vec<u8> {
+    let mut module = module(name);
+    // A custom section of the name `n`, which says the number.
+    module.extend([0, 3, 1, b'n', build]);
+    module
+}
+
 /// The directory of this build: `target`, unless it was named otherwise.
 pub fn target() -> PathBuf {
     // The program under test is `target/debug/bureau`.

@@ -18,6 +18,10 @@ pub struct TestHost {
     config: String,
     log: String,
     setup: String,
+    /// Whether compiled code is that of all hosts.
+    shares_code: bool,
+    /// Whether the configuration says where the operator is served.
+    admin_configured: bool,
     directory: TempDir,
 }
 
@@ -35,7 +39,30 @@ impl TestHost {
         let directory = tempfile::tempdir().expect("there is room for a temporary directory");
         let components = agents.iter().map(|agent| guest(agent)).collect();
         let (config, setup) = (String::new(), String::new());
-        Self { components, config, log: "info".into(), setup, directory }
+        let (shares_code, admin_configured) = (true, false);
+        let log = "info".into();
+        Self { components, config, log, setup, shares_code, admin_configured, directory }
+    }
+
+    /// Compiles for itself, and keeps the code in its own data directory.
+    pub fn own_cache(mut self) -> Self {
+        self.shares_code = false;
+        self
+    }
+
+    /// Serves the operator where the configuration says.
+    pub fn admin_as_configured(mut self) -> Self {
+        self.admin_configured = true;
+        self
+    }
+
+    /// Has the file of an agent be this from the next start on.
+    pub fn with_file(mut self, agent: &str, module: &[u8]) -> Self {
+        let file = self.directory.path().join(agent).with_extension("wasm");
+        std::fs::write(&file, module).unwrap();
+        self.components.retain(|component| component.file_name() != file.file_name());
+        self.components.push(file);
+        self
     }
 
     /// Logs what this filter lets through.
@@ -88,17 +115,19 @@ impl TestHost {
             let name = component.file_name().expect("a component is a file");
             std::fs::copy(component, agents.join(name)).unwrap();
         }
-        share_compiled_code(&self.data());
+        if self.shares_code {
+            share_compiled_code(&self.data());
+        }
         let config = self.directory.path().join("bureau.toml");
         std::fs::write(&config, &self.config).unwrap();
         let mut program = Command::new("sh");
         program.arg("-c").arg(format!("{}\nexec \"$0\" \"$@\"", self.setup));
         program.arg(env!("CARGO_BIN_EXE_bureau"));
         program.arg("serve").arg("--agents").arg(&agents).arg("--data").arg(self.data());
-        program
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .arg("--config")
-            .arg(config);
+        program.args(["--listen", "127.0.0.1:0"]).arg("--config").arg(config);
+        if !self.admin_configured {
+            program.args(["--admin", "127.0.0.1:0"]);
+        }
         program.env("RUST_LOG", &self.log);
         program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         program
@@ -235,6 +264,8 @@ impl Started {
             config: String::new(),
             log: String::new(),
             setup: String::new(),
+            shares_code: true,
+            admin_configured: false,
             directory: TempDir::with_prefix("left").unwrap(),
         };
         std::mem::replace(&mut self.how, nothing)

@@ -294,8 +294,14 @@ fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
     if bytes.starts_with(b"\0asm\x01\0\0\0") {
         return Err(LoadError::CoreModule);
     }
-    let compiled = Component::new(&engine.engine, bytes);
-    compiled.map_err(|cause| LoadError::NotComponent(format!("{cause:#}")))
+    Component::new(&engine.engine, bytes).map_err(|cause| {
+        let why = format!("{cause:#}");
+        // What is too large for any place in the pool is told by no type of error.
+        match why.contains("pooling allocator") {
+            true => LoadError::NotInstantiated(why),
+            false => LoadError::NotComponent(why),
+        }
+    })
 }
 
 impl Engine {

@@ -3,6 +3,8 @@
 //! - `/steps?total=N&delay=MS` emits `{"n":1}` to `{"n":N}` as `step`, each exactly once. A resumption begins with an
 //!   event `resumed`, whose data is what the agent was given to resume with.
 //! - `/trap-in-turn` is on record by a state that it set before it waited; then it emits and traps in one turn.
+//! - `/stubborn` emits one event and never ends, whoever cancels it.
+//! - `/answer` is on record by a state that it set before it waited; then it waits for an hour, and answers when it is resumed.
 //! - `/crash-loop` emits one event, then neither its call nor any resumption of it emits or ends, unless it is cancelled.
 
 use std::collections::BTreeMap;
@@ -36,6 +38,15 @@ impl Agent for Phoenix {
                 run.emit("begun").await?;
                 hang(run).await
             }
+            "/stubborn" => {
+                run.emit("begun").await?;
+                std::future::pending().await
+            }
+            "/answer" => {
+                run.set_state(&Progress::default())?;
+                sleep(Duration::from_secs(3600)).await;
+                Ok(Reply::text("too late"))
+            }
             _ => Ok(Reply::status(StatusCode::NOT_FOUND)),
         }
     }
@@ -45,6 +56,9 @@ impl Resume for Phoenix {
     async fn on_resume(&self, run: &Run, request: Request, last_seq: u64) -> Result<Reply> {
         if request.path() == "/crash-loop" {
             return hang(run).await;
+        }
+        if request.path() == "/answer" {
+            return Ok(Reply::text("answered by a resumption"));
         }
         let headers: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
         let given = json!({

@@ -129,6 +129,13 @@ impl Agent for Probe {
                 run.emit("cancelled").await?;
                 Err(Error::Cancelled)
             }
+            "/set-when-cancelled" => {
+                run.emit("waiting").await?;
+                run.cancelled().await;
+                let set = run.set_state("set by the old module");
+                run.emit(set.map_or_else(|error| error.to_string(), |()| "set".into())).await?;
+                Ok(Reply::events())
+            }
             "/chunks" => Ok(self.chunks(options)),
             "/chunks-trap" => Ok(chunks_then_trap(options)),
             "/chunks-endless" => Ok(self.endless_chunks(options)),

@@ -268,24 +268,25 @@ impl Admin {
         response
     }
 
-    /// Reads a body, which may take as long as it moves.
+    /// Reads a body, which may take as long as it moves. As much again as it may have is read and thrown away, since
+    /// most clients look for an answer only when they have sent all.
     async fn read(&self, mut body: Incoming, limit: usize) -> Result<Bytes, Problem> {
-        let too_large = || Problem::PayloadTooLarge { limit };
         let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if announced > limit {
-            return Err(too_large());
-        }
-        let mut bytes = BytesMut::with_capacity(announced);
+        let mut bytes = BytesMut::with_capacity(announced.min(limit));
+        let mut read = 0_usize;
         let patience = self.api.config.http.body_timeout;
-        loop {
+        while read <= limit.saturating_mul(2) {
             let frame = timeout(patience, body.frame()).await.map_err(|_| Problem::BodyTimeout)?;
-            let Some(frame) = frame else { return Ok(bytes.freeze()) };
+            let Some(frame) = frame else { break };
             let Ok(data) = frame.map_err(|_| Problem::BadBody)?.into_data() else { continue };
-            if bytes.len() + data.len() > limit {
-                return Err(too_large());
+            read += data.len();
+            if read <= limit && announced <= limit {
+                bytes.extend_from_slice(&data);
+            } else {
+                bytes = BytesMut::new();
             }
-            bytes.extend_from_slice(&data);
         }
+        if read > limit { Err(Problem::PayloadTooLarge { limit }) } else { Ok(bytes.freeze()) }
     }
 
     fn ready(&self) -> Response<Body> {
@@ -293,7 +294,9 @@ impl Admin {
             Health::Good => None,
             Health::Failing(why) | Health::Dead(why) => Some(format!("journal: {why}")),
         };
-        match self.readiness.missing().or(journal) {
+        let failed = self.api.registry.failed().into_iter().next();
+        let failed = failed.map(|of| format!("agent {}: {}", of.record.agent, of.why));
+        match self.readiness.missing().or(failed).or(journal) {
             None => text(StatusCode::OK, "ready\n".into()),
             Some(missing) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")),
         }
