@@ -129,6 +129,16 @@ impl Agent for Probe {
                 run.emit("cancelled").await?;
                 Err(Error::Cancelled)
             }
+            "/emit-until-cancelled" => {
+                let mut n = 0;
+                while !run.is_cancelled() {
+                    n += 1;
+                    run.emit(options.numbered(n)).await?;
+                    options.pause().await;
+                }
+                run.emit("the end").await?;
+                Ok(Reply::events())
+            }
             "/set-when-cancelled" => {
                 run.emit("waiting").await?;
                 run.cancelled().await;
