@@ -95,3 +95,28 @@ impl Drop for Watcher {
         self.feed.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_too_far_behind_is_told_how_much_was_missed() {
+        let feed = Arc::new(Feed::default());
+        assert!(!feed.is_watched());
+        let mut watcher = feed.watch();
+        assert!(feed.is_watched());
+        let instance = InstanceKey::new("chat".parse().unwrap(), "demo").unwrap();
+        let module = Digest::of(b"");
+        for _ in 0..BEHIND + 3 {
+            let instance = instance.clone();
+            feed.tell(None, Happening::InstanceStarted { instance, module });
+        }
+        assert_eq!(watcher.next().await.err(), Some(3));
+        for _ in 0..BEHIND {
+            assert!(watcher.next().await.is_ok());
+        }
+        drop(watcher);
+        assert!(!feed.is_watched());
+    }
+}
