@@ -17,6 +17,7 @@ pub mod agent;
 pub mod http;
 
 // The whole.
+pub mod watch;
 pub mod dev;
 pub mod host;
 

@@ -198,6 +198,7 @@ fn components(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
     let workspace = Workspace::find(&paths).await?;
     let (host, listener, config) = open(configure(None, &common)?).await?;
+    let watch = workspace.watched()?;
     workspace.build_and_deploy(&host).await?;
     host.readiness().loaded();
     ready(&host, &config);
@@ -209,7 +210,7 @@ async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
         println!("  {name:width$}  http://{}/agents/{name}/demo", config.listen);
     }
     tokio::select! {
-        watched = workspace.watch(&host) => watched,
+        never = workspace.follow(watch, &host) => match never {},
         served = host.serve(listener, stop()) => served,
     }
 }
