@@ -2,14 +2,15 @@
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bureau::Host;
+use bureau::agents_dir::AgentsDir;
 use bureau::config::{Config, Overrides};
-use bureau::dev::{self, Workspace};
+use bureau::dev::Workspace;
 use bureau::http::server;
 use bureau::id::AgentName;
 use bureau::shutdown;
@@ -158,41 +159,18 @@ async fn serve(agents: Option<PathBuf>, common: Common) -> anyhow::Result<()> {
     let Some(directory) = &config.agents_dir else {
         anyhow::bail!("no agents: give --agents DIR, or agents_dir in the configuration file");
     };
-    let components = components(directory)?;
+    let mut agents = AgentsDir::open(directory)?;
     let (host, listener, config) = open(config).await?;
     let mut stop = pin!(stop());
-    let loading = async {
-        for file in components {
-            // One that fails keeps the host from being ready, and the others serve.
-            if let Err(error) = dev::deploy_file(&host, &file).await {
-                tracing::error!("{error:#}");
-                host.readiness().failed(format!("{error:#}"));
-            }
-        }
-    };
     tokio::select! {
-        () = loading => {}
+        () = agents.load(&host) => {}
         () = &mut stop => return Ok(()),
     }
-    host.readiness().loaded();
     ready(&host, &config);
-    host.serve(listener, stop).await
-}
-
-/// The components of a directory.
-fn components(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let unreadable = || format!("cannot read the agents' directory {}", directory.display());
-    let entries = std::fs::read_dir(directory).with_context(unreadable)?;
-    let mut files = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(unreadable)?;
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
-    files.sort();
-    if files.is_empty() {
-        tracing::warn!(directory = %directory.display(), "there is no .wasm component here");
+    tokio::select! {
+        never = agents.follow(&host) => match never {},
+        served = host.serve(listener, stop) => served,
     }
-    Ok(files)
 }
 
 async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {

@@ -297,7 +297,8 @@ impl Interest {
                 _ if is_folder => {
                     paths.extend(entries(&path).filter(|(path, _)| self.concern(path).is_some()))
                 }
-                Some(Concern::File) if path.is_file() => files.push(path),
+                // Also a link that leads nowhere: whoever loads it will say so.
+                Some(Concern::File) => files.push(path),
                 _ => {}
             }
             // Whatever is a directory within one is not in it.

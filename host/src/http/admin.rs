@@ -4,8 +4,10 @@
 //! unless configured otherwise and has no authentication of its own. Nothing here waits or computes beyond
 //! one read of the journal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -27,28 +29,42 @@ pub struct Readiness(Mutex<State>);
 #[derive(Default)]
 struct State {
     loaded: bool,
-    failed: Vec<String>,
+    /// Why files could not be loaded.
+    failed: BTreeMap<PathBuf, String>,
 }
 
 impl Readiness {
-    /// An agent could not be loaded.
-    pub fn failed(&self, what: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).failed.push(what);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An agent's file could not be loaded. Only at the start does that keep the host from being ready: later there is
+    /// nothing missing that it was ready with.
+    pub fn failed(&self, file: &Path, why: String) {
+        let mut state = self.state();
+        if !state.loaded || state.failed.contains_key(file) {
+            state.failed.insert(file.to_owned(), why);
+        }
+    }
+
+    /// An agent's file was loaded, or is gone.
+    pub fn mended(&self, file: &Path) {
+        self.state().failed.remove(file);
     }
 
     /// Every agent was loaded, or has failed.
     pub fn loaded(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).loaded = true;
+        self.state().loaded = true;
     }
 
     /// What is missing, in a line, if anything is.
     fn missing(&self) -> Option<String> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match (state.loaded, state.failed.as_slice()) {
-            (false, _) => Some("agents are being compiled".into()),
-            (true, []) => None,
-            (true, failed) => Some(format!("not loaded: {}", failed.join("; "))),
+        let state = self.state();
+        if !state.loaded {
+            return Some("agents are being compiled".into());
         }
+        let failed: Vec<_> = state.failed.values().map(String::as_str).collect();
+        (!failed.is_empty()).then(|| format!("not loaded: {}", failed.join("; ")))
     }
 }
 
