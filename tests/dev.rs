@@ -38,6 +38,29 @@ fn source(word: &str) -> String {
     .replace("WORD", word)
 }
 
+/// The crate of an agent that depends on the SDK beside the host.
+fn manifest(name: &str) -> String {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    format!(
+        "[package]\nname = \"{name}\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[workspace]\n\
+         [dependencies]\nbureau-sdk = {{ path = {:?} }}\n",
+        workspace.join("guest-sdk")
+    )
+}
+
+/// Saves a file of a crate, in directories that may not be there yet.
+fn save(file: &Path, text: &str) {
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(file, text).unwrap();
+}
+
+/// The same versions as here, so that what is built can be used.
+fn lock(agent: &Path) {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    std::fs::create_dir_all(agent).unwrap();
+    std::fs::copy(workspace.join("Cargo.lock"), agent.join("Cargo.lock")).unwrap();
+}
+
 struct Developing {
     child: Child,
     url: String,
@@ -51,16 +74,18 @@ impl Drop for Developing {
     }
 }
 
-fn develop(agent: &Path, data: &Path) -> Developing {
+/// Develops what is at a path, until this agent of it is served. The tests build into one directory, by the crates' names, so
+/// each has names of its own.
+fn develop(path: &Path, agent: &str, data: &Path) -> Developing {
     let mut program = Command::new(env!("CARGO_BIN_EXE_bureau"));
-    program.arg("dev").arg(agent).arg("--data").arg(data);
+    program.arg("dev").arg(path).arg("--data").arg(data);
     program.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     // What the guests have compiled already need not be compiled again.
     program.env("CARGO_TARGET_DIR", target());
     let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap()).lines();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let urls = lines.filter_map(|line| Some(line.trim().strip_prefix("word")?.trim().to_owned()));
+    let urls = lines.filter_map(|line| Some(line.trim().strip_prefix(agent)?.trim().to_owned()));
     let url = urls.take(1).last().expect("it prints a line per agent, with a URL to try");
     Developing { child, url, log }
 }
@@ -69,20 +94,12 @@ fn develop(agent: &Path, data: &Path) -> Developing {
 async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
     let directory = tempfile::tempdir().unwrap();
     let agent = directory.path().join("word");
-    std::fs::create_dir_all(agent.join("src")).unwrap();
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let manifest = format!(
-        "[package]\nname = \"word\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[workspace]\n\
-         [dependencies]\nbureau-sdk = {{ path = {:?} }}\n",
-        workspace.join("guest-sdk")
-    );
-    std::fs::write(agent.join("Cargo.toml"), manifest).unwrap();
-    // The same versions as here, so that what is built can be used.
-    std::fs::copy(workspace.join("Cargo.lock"), agent.join("Cargo.lock")).unwrap();
-    let save = |word| std::fs::write(agent.join("src/lib.rs"), source(word)).unwrap();
+    lock(&agent);
+    save(&agent.join("Cargo.toml"), &manifest("word"));
+    let save = |word| save(&agent.join("src/lib.rs"), &source(word));
     save("first");
 
-    let mut host = develop(&agent, &directory.path().join("data"));
+    let mut host = develop(&agent, "word", &directory.path().join("data"));
     assert!(host.url.ends_with("/agents/word/demo"), "{}", host.url);
     let client = reqwest::Client::new();
     let url = host.url.clone();
@@ -107,4 +124,27 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
     client.get(format!("{url}/release")).send().await.unwrap();
     let rest = stream.rest().await;
     assert_eq!(data(&rest), ["first"]);
+}
+
+#[tokio::test]
+async fn a_crate_that_is_added_later_is_served_once_it_is_all_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let agents = directory.path().join("agents");
+    lock(&agents.join("early"));
+    save(&agents.join("early/Cargo.toml"), &manifest("early"));
+    save(&agents.join("early/src/lib.rs"), &source("first"));
+    let mut host = develop(&agents, "early", &directory.path().join("data"));
+    let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
+
+    let later = agents.join("later");
+    lock(&later);
+    save(&later.join("Cargo.toml"), &manifest("later"));
+    assert!(said("the agents stay as they were"), "a crate without sources is told");
+    save(&later.join("src/lib.rs"), &source("more"));
+    assert!(said("\"deployed\""));
+    for (agent, word) in [("early", "first"), ("later", "more")] {
+        let url = host.url.replace("/early/", &format!("/{agent}/"));
+        let answer = reqwest::get(format!("{url}/word")).await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), word);
+    }
 }

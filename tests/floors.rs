@@ -91,7 +91,7 @@ fn the_rules_see_through_whatever_a_source_may_look_like() {
 /// The place of a module, of the crate's root, in [`FLOORS`].
 fn floor(module: &str) -> usize {
     let name = match module {
-        "lib" | "main" | "host" | "dev" | "Host" => "main",
+        "lib" | "main" | "host" | "agents_dir" | "dev" | "watch" | "Host" => "main",
         "config" | "event" | "fault" | "id" | "shutdown" => "base",
         name => name,
     };

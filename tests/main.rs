@@ -22,6 +22,7 @@ mod work;
 mod crash;
 mod reconnect;
 mod shutdown;
+mod watch;
 mod dev;
 mod docs;
 mod python;

@@ -3,28 +3,25 @@
 //! **Problem.** An author wants to save a file and see the change, in a host that keeps its state and streams.
 //!
 //! **Mechanism.** `cargo metadata` says which crates under the paths build a `cdylib`; `cargo build` makes
-//! components of them and says, in JSON, where they are. A change of a source under the paths, once it has been quiet for
-//! [`QUIET`], builds again and deploys what came out different. A build that fails changes nothing.
+//! components of them and says, in JSON, where they are. A change of sources under the paths, once all are whole, see
+//! [`watch`](crate::watch), builds again and deploys what came out different; when it is that of a `Cargo.toml`, or one
+//! comes or goes, the crates are found anew before. A build that fails changes nothing.
 //!
 //! **Limits.** Rust crates, and finished components of any language, which are watched as files.
 //!
 //! **Cost.** Cargo's, and a watch on the sources' directories.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use notify::{RecursiveMode, Watcher as _};
 use serde::Deserialize;
 use tokio::process::Command;
-use tokio::sync::mpsc;
 
 use crate::Host;
-
-/// How long sources must be unchanged before they are built.
-const QUIET: Duration = Duration::from_millis(150);
+use crate::watch::{self, Scope, Watch};
 
 /// What agents are built for.
 const TARGET: &str = "wasm32-wasip2";
@@ -131,39 +128,41 @@ impl Workspace {
                 deploy_or_say(host, &component).await;
             }
         }
-        for component in &self.components {
+        // One that is gone was told; it may come back.
+        for component in self.components.iter().filter(|component| component.exists()) {
             deploy_or_say(host, component).await;
         }
         Ok(())
     }
 
-    /// Builds and deploys again whenever a source changes.
-    pub async fn watch(&self, host: &Host) -> anyhow::Result<()> {
-        let (changed, mut changes) = mpsc::channel(1);
-        let roots = self.paths.clone();
-        let mut watcher =
-            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                let relevant = event.is_ok_and(|event| {
-                    !event.kind.is_access()
-                        && event.paths.iter().any(|path| is_source(&roots, path))
-                });
-                if relevant {
-                    // One change waiting is as good as many.
-                    let _ = changed.try_send(());
+    /// Begins to watch the sources.
+    pub fn watched(&self) -> anyhow::Result<Watch> {
+        Watch::of(&self.paths, Scope::Tree, &SOURCES)
+    }
+
+    /// Builds and deploys again whenever a source changes, for as long as it is polled.
+    pub async fn follow(mut self, mut watch: Watch, host: &Host) -> Infallible {
+        let mut is_found = true;
+        loop {
+            let changes = watch.next().await;
+            // What was not found may be now, by whatever change: a crate's manifest can come before its sources.
+            if !is_found || changes.all().any(|file| file.ends_with("Cargo.toml")) {
+                let found = Self::find(&self.paths).await;
+                is_found = found.is_ok();
+                match found {
+                    Ok(found) => self = found,
+                    Err(error) => tracing::error!("the agents stay as they were: {error:#}"),
                 }
-            })?;
-        for path in &self.paths {
-            watcher
-                .watch(path, RecursiveMode::Recursive)
-                .with_context(|| format!("cannot watch {}", path.display()))?;
-        }
-        while changes.recv().await.is_some() {
-            while tokio::time::timeout(QUIET, changes.recv()).await.is_ok() {}
+            }
+            for file in changes.removed.iter().filter(|file| self.components.contains(file)) {
+                if let Err(error) = host.deployments().remove_file(file).await {
+                    tracing::error!("{error}");
+                }
+            }
             if let Err(error) = self.build_and_deploy(host).await {
                 tracing::error!("not swapped: {error:#}");
             }
         }
-        Ok(())
     }
 }
 
@@ -181,23 +180,10 @@ fn manifests(directory: &Path, depth: usize) -> Vec<PathBuf> {
     }
     let Ok(entries) = std::fs::read_dir(directory) else { return found };
     let mut folders: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    folders.retain(|path| path.is_dir() && depth > 0 && !is_hidden_or_output(path));
+    folders.retain(|path| path.is_dir() && depth > 0 && !watch::is_hidden_or_output(path));
     folders.sort();
     found.extend(folders.iter().flat_map(|folder| manifests(folder, depth - 1)));
     found
-}
-
-fn is_hidden_or_output(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with('.') || name == "target"
-}
-
-/// Whether a change of this path, which is below one of the roots, can change an agent.
-fn is_source(roots: &[PathBuf], path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    let within = roots.iter().find_map(|root| path.strip_prefix(root).ok());
-    SOURCES.contains(&&*extension)
-        && within.is_some_and(|path| !path.ancestors().any(is_hidden_or_output))
 }
 
 /// Installs the target that agents are built for, if the toolchain of this directory has not got it.

@@ -17,7 +17,9 @@ pub mod agent;
 pub mod http;
 
 // The whole.
+pub mod watch;
 pub mod dev;
+pub mod agents_dir;
 pub mod host;
 
 pub use self::host::Host;

@@ -2,12 +2,13 @@
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bureau::Host;
+use bureau::agents_dir::AgentsDir;
 use bureau::config::{Config, Overrides, Secret};
 use bureau::dev::Workspace;
 use bureau::http::server;
@@ -158,51 +159,40 @@ async fn open(mut config: Config) -> anyhow::Result<(Host, TcpListener, Config)>
 
 async fn serve(agents: Option<PathBuf>, common: Common) -> anyhow::Result<()> {
     let config = configure(agents, &common)?;
-    let directory = config.agents_dir.clone();
-    let components = directory.as_deref().map(components).transpose()?.unwrap_or_default();
+    let mut agents = config.agents_dir.as_deref().map(AgentsDir::open).transpose()?;
     let (host, listener, config) = open(config).await?;
     let mut stop = pin!(stop());
     let loading = async {
-        if let Some(directory) = &directory {
-            host.deployments().remove_missing(directory).await;
+        if let Some(agents) = &agents {
+            agents.remove_missing(&host).await;
         }
         host.load().await;
-        for file in components {
-            // One that fails keeps the host from being ready, and the others serve.
-            if let Err(error) = host.deployments().deploy_file(&file).await {
-                tracing::error!("{error}");
-                host.readiness().failed(file.display().to_string(), error.to_string());
-            }
+        if let Some(agents) = &agents {
+            agents.load(&host).await;
         }
+        host.readiness().loaded();
     };
     tokio::select! {
         () = loading => {}
         () = &mut stop => return Ok(()),
     }
-    host.readiness().loaded();
     ready(&host, &config);
-    host.serve(listener, stop).await
-}
-
-/// The components of a directory.
-fn components(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let unreadable = || format!("cannot read the agents' directory {}", directory.display());
-    let entries = std::fs::read_dir(directory).with_context(unreadable)?;
-    let mut files = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(unreadable)?;
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
-    files.sort();
-    if files.is_empty() {
-        tracing::warn!(directory = %directory.display(), "there is no .wasm component here");
+    let following = async {
+        match &mut agents {
+            Some(agents) => agents.follow(&host).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        never = following => match never {},
+        served = host.serve(listener, stop) => served,
     }
-    Ok(files)
 }
 
 async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
     let workspace = Workspace::find(&paths).await?;
     let (host, listener, config) = open(configure(None, &common)?).await?;
+    let watch = workspace.watched()?;
     host.load().await;
     workspace.build_and_deploy(&host).await?;
     host.readiness().loaded();
@@ -215,7 +205,7 @@ async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
         println!("  {name:width$}  http://{}/agents/{name}/demo", config.listen);
     }
     tokio::select! {
-        watched = workspace.watch(&host) => watched,
+        never = workspace.follow(watch, &host) => match never {},
         served = host.serve(listener, stop()) => served,
     }
 }

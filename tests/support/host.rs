@@ -90,6 +90,11 @@ impl TestHost {
         self
     }
 
+    /// The agents' directory.
+    pub fn agents(&self) -> PathBuf {
+        self.directory.path().join("agents")
+    }
+
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
@@ -103,13 +108,13 @@ impl TestHost {
     /// Serves these guests and no others from the next start on.
     pub fn serving_instead(mut self, agents: &[&str]) -> Self {
         self.components = agents.iter().map(|agent| guest(agent)).collect();
-        std::fs::remove_dir_all(self.directory.path().join("agents")).unwrap();
+        std::fs::remove_dir_all(self.agents()).unwrap();
         self
     }
 
     /// The program with its arguments, and all that they name in place.
     fn program(&self) -> Command {
-        let agents = self.directory.path().join("agents");
+        let agents = self.agents();
         std::fs::create_dir_all(&agents).unwrap();
         for component in &self.components {
             let name = component.file_name().expect("a component is a file");

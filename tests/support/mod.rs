@@ -11,7 +11,7 @@ mod stream;
 
 pub use self::allocations::allocations;
 pub use self::disk::{Change, Disk, Fault, Image, Kind};
-pub use self::guests::{another_module, module, target};
+pub use self::guests::{another_module, guest, module, target};
 pub use self::host::{Started, TestHost};
 pub use self::http::{Connection, header, problem};
 pub use self::process::InProcess;

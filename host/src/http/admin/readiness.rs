@@ -1,6 +1,7 @@
 //! Whether the host serves all that it was asked to.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What the host still has to do before it serves all it was asked to.
@@ -10,8 +11,8 @@ pub struct Readiness(Mutex<State>);
 #[derive(Default)]
 struct State {
     loaded: bool,
-    /// Why what could not be loaded could not, by what it is.
-    failed: BTreeMap<String, String>,
+    /// Why files could not be loaded.
+    failed: BTreeMap<PathBuf, String>,
 }
 
 impl Readiness {
@@ -19,17 +20,21 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something could not be loaded, and why.
-    pub fn failed(&self, what: String, why: String) {
-        self.state().failed.insert(what, why);
+    /// An agent's file could not be loaded. Only at the start does that keep the host from being ready: later there is
+    /// nothing missing that it was ready with.
+    pub fn failed(&self, file: &Path, why: String) {
+        let mut state = self.state();
+        if !state.loaded || state.failed.contains_key(file) {
+            state.failed.insert(file.to_owned(), why);
+        }
     }
 
-    /// It is there now, or no longer wanted.
-    pub fn mended(&self, what: &str) {
-        self.state().failed.remove(what);
+    /// An agent's file was loaded, or is gone.
+    pub fn mended(&self, file: &Path) {
+        self.state().failed.remove(file);
     }
 
-    /// Everything was loaded, or has failed.
+    /// Every agent was loaded, or has failed.
     pub fn loaded(&self) {
         self.state().loaded = true;
     }
