@@ -566,8 +566,32 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn one_more_name_of_a_file_is_whole_at_once_since_no_one_will_close_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, hard, symbolic] =
+            ["file", "hard", "symbolic"].map(|name| directory.path().join(name));
+        let created = |path: &Path| {
+            let event = notify::Event::new(EventKind::Create(CreateKind::File));
+            Sign::of(&event.add_path(path.to_owned()))
+        };
+        fs::write(&file, "").unwrap();
+        assert_eq!(created(&file), Some(Sign::Written));
+        std::os::unix::fs::symlink(&file, &symbolic).unwrap();
+        assert_eq!(created(&symbolic), Some(Sign::Whole));
+        fs::hard_link(&file, &hard).unwrap();
+        assert_eq!(created(&hard), Some(Sign::Whole));
+    }
+
     fn changed(file: PathBuf) -> Changes {
         Changes { changed: BTreeSet::from([file]), removed: BTreeSet::new() }
+    }
+
+    /// What is told next. A watch that says nothing for long will not: the test fails instead of hanging.
+    async fn told(watch: &mut Watch) -> Changes {
+        let next = tokio::time::timeout(Duration::from_secs(60), watch.next()).await;
+        next.expect("a change is told")
     }
 
     #[tokio::test]
@@ -582,12 +606,12 @@ mod tests {
         fs::write(aside.join("deep/lib.rs"), "").unwrap();
         let file = root.join("new/deep/lib.rs");
         fs::rename(&aside, root.join("new")).unwrap();
-        assert_eq!(watch.next().await, changed(file.clone()));
+        assert_eq!(told(&mut watch).await, changed(file.clone()));
         fs::write(&file, "other").unwrap();
-        assert_eq!(watch.next().await, changed(file.clone()));
+        assert_eq!(told(&mut watch).await, changed(file.clone()));
         fs::rename(root.join("new"), &aside).unwrap();
         let removed = BTreeSet::from([file]);
-        assert_eq!(watch.next().await, Changes { changed: BTreeSet::new(), removed });
+        assert_eq!(told(&mut watch).await, Changes { changed: BTreeSet::new(), removed });
         assert!(watch.known().is_empty());
     }
 
@@ -607,15 +631,15 @@ mod tests {
         assert_eq!(watch.known(), &BTreeSet::from([file.clone()]));
         std::os::unix::fs::symlink(&second, &link).unwrap();
         fs::rename(&link, &root).unwrap();
-        assert_eq!(watch.next().await, changed(file.clone()));
+        assert_eq!(told(&mut watch).await, changed(file.clone()));
         fs::write(second.join("a.wasm"), "other").unwrap();
-        assert_eq!(watch.next().await, changed(file.clone()), "the new one is watched");
+        assert_eq!(told(&mut watch).await, changed(file.clone()), "the new one is watched");
         fs::remove_file(&root).unwrap();
         let removed = BTreeSet::from([file.clone()]);
-        assert_eq!(watch.next().await, Changes { changed: BTreeSet::new(), removed });
+        assert_eq!(told(&mut watch).await, Changes { changed: BTreeSet::new(), removed });
         fs::create_dir(&root).unwrap();
         fs::write(&file, "again").unwrap();
-        assert_eq!(watch.next().await, changed(file));
+        assert_eq!(told(&mut watch).await, changed(file));
     }
 
     #[tokio::test]
@@ -629,7 +653,7 @@ mod tests {
             fs::write(&other, "").unwrap();
             fs::write(&temporary, "").unwrap();
             fs::rename(&temporary, &file).unwrap();
-            assert_eq!(watch.next().await, changed(file.clone()));
+            assert_eq!(told(&mut watch).await, changed(file.clone()));
         }
     }
 
@@ -649,6 +673,6 @@ mod tests {
         let rescan = notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
         watch.shared.saw(Ok(rescan));
         let (changed, removed) = (BTreeSet::from([there]), BTreeSet::from([gone]));
-        assert_eq!(watch.next().await, Changes { changed, removed });
+        assert_eq!(told(&mut watch).await, Changes { changed, removed });
     }
 }
