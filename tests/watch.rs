@@ -142,7 +142,8 @@ async fn a_file_that_is_removed_cuts_no_stream() {
     let mut stream = host.stream("probe/demo/cancellable").await;
     assert_eq!(stream.next().await.unwrap().data, "waiting");
     fs::remove_file(host.agent("probe.wasm")).unwrap();
-    host.logged(|line| line.contains("is gone") && line.contains("probe.wasm")).await;
+    host.logged(|line| line.contains("is gone") && line.contains("\"probe\"")).await;
+    assert_eq!(host.get("probe/demo").await.status(), StatusCode::NOT_FOUND);
 
     let run = header(&stream.headers, "bureau-run");
     let cancelled = host.admin(Method::POST, &format!("/v1/runs/{run}/cancel")).await;

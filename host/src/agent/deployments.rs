@@ -94,7 +94,10 @@ impl Deployments {
         let removed = self.remove(agent.clone(), Some(source_of(file)), None).await;
         let removed = removed.map_err(|cause| wrong(cause.into()))?;
         if removed {
-            tracing::info!(%agent, "removed, as its file is gone; runs that have begun finish");
+            tracing::info!(
+                %agent, file = %file.display(),
+                "the agent's file is gone: it is served no longer, and runs that have begun finish"
+            );
         }
         Ok(removed)
     }
