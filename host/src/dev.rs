@@ -124,6 +124,16 @@ impl Workspace {
         Ok(())
     }
 
+    /// Builds all crates and returns their components.
+    pub async fn build(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut components = Vec::new();
+        for (root, packages) in &self.packages {
+            tokio::task::block_in_place(|| ensure_target(root))?;
+            components.extend(build(root, packages).await?);
+        }
+        Ok(components)
+    }
+
     /// Builds everything and deploys it.
     pub async fn build_and_deploy(&self, host: &Host) -> anyhow::Result<()> {
         for (root, packages) in &self.packages {
