@@ -20,5 +20,6 @@ mod crash;
 mod reconnect;
 mod shutdown;
 mod dev;
+mod commands;
 mod docs;
 mod python;
