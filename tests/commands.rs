@@ -38,11 +38,12 @@ fn path(path: &Path) -> &str {
 #[tokio::test]
 async fn a_new_crate_builds_and_serves_at_once() {
     let directory = tempfile::tempdir().unwrap();
-    let made = directory.path().join("my-first");
-    let document = said(bureau(&["new", "my-first", "--json", "--path", path(&made)]));
+    // The SDK has a dependency of this name, which is no reason why an agent should not have it.
+    let made = directory.path().join("percent-encoding");
+    let document = said(bureau(&["new", "percent-encoding", "--json", "--path", path(&made)]));
     let document: Value = serde_json::from_str(&document).unwrap();
-    assert_eq!((&document["agent"], &document["path"]), (&json!("my-first"), &json!(made)));
-    let (status, error) = refused(bureau(&["new", "my-first", "--path", path(&made)]));
+    assert_eq!((&document["agent"], &document["path"]), (&json!("percent-encoding"), &json!(made)));
+    let (status, error) = refused(bureau(&["new", "percent-encoding", "--path", path(&made)]));
     assert_eq!(status, 1);
     assert!(error.starts_with("bureau: ") && error.contains("has something in it"), "{error}");
 
@@ -60,12 +61,12 @@ async fn a_new_crate_builds_and_serves_at_once() {
     assert_eq!(component["digest"], bureau::id::Digest::of(&bytes).to_string());
 
     let host = TestHost::serving(&[]).component(file).start();
-    assert_eq!(host.json("my-first/demo").await, json!({ "count": 0 }));
-    let added = host.post("my-first/demo", &json!({ "add": 2 })).await;
+    assert_eq!(host.json("percent-encoding/demo").await, json!({ "count": 0 }));
+    let added = host.post("percent-encoding/demo", &json!({ "add": 2 })).await;
     assert_eq!(added.json::<Value>().await.unwrap(), json!({ "count": 2 }));
-    let wrong = host.post("my-first/demo", &json!({ "add": "two" })).await;
+    let wrong = host.post("percent-encoding/demo", &json!({ "add": "two" })).await;
     assert_eq!(wrong.status(), 400);
-    let events = host.stream("my-first/demo/stream?delay=1").await.rest().await;
+    let events = host.stream("percent-encoding/demo/stream?delay=1").await.rest().await;
     assert_eq!(data(&events), [r#"{"n":2}"#, r#"{"n":1}"#, r#"{"n":0}"#]);
 }
 

@@ -53,7 +53,8 @@ struct Metadata {
 
 #[derive(Deserialize)]
 struct Package {
-    name: String,
+    /// Which no other package has, where a name may also be that of a dependency.
+    id: String,
     manifest_path: PathBuf,
     targets: Vec<Target>,
 }
@@ -119,7 +120,7 @@ impl Workspace {
         };
         for package in metadata.packages.into_iter().filter(ours) {
             let packages = self.packages.entry(metadata.workspace_root.clone()).or_default();
-            packages.push(package.name);
+            packages.push(package.id);
         }
         Ok(())
     }
