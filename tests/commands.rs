@@ -1,7 +1,10 @@
 //! The commands, as they are typed.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
@@ -105,4 +108,132 @@ fn a_command_that_fails_says_why_and_wrong_usage_is_told_from_it() {
     let (status, error) = refused(bureau(&["new", "2nd"]));
     assert_eq!(status, 1);
     assert!(error.contains("starts with a letter"), "{error}");
+}
+
+/// An admin address where each connection gets the next of these answers, and no more: accidents that a host has only by chance.
+/// Returns its URL, and the heads of the requests that came.
+fn scripted(answers: Vec<String>) -> (String, JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = std::thread::spawn(move || {
+        let answer = |answer: String| {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                connection.read_exact(&mut byte).unwrap();
+                head.extend(byte);
+            }
+            connection.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8(head).unwrap().to_lowercase()
+        };
+        answers.into_iter().map(answer).collect()
+    });
+    (url, serving)
+}
+
+fn answer(status: &str, kind: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n{body}")
+}
+
+fn document(document: &Value) -> String {
+    answer("200 OK", "application/json", &document.to_string())
+}
+
+fn problem(status: &str, code: &str) -> String {
+    let problem = json!({ "detail": "it says no", "code": code });
+    answer(status, "application/problem+json", &problem.to_string())
+}
+
+const RUN: &str = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+
+fn run(state: &str, code: Option<&str>) -> Value {
+    let time = "2026-11-25T02:51:21.123Z";
+    json!({
+        "run": RUN, "agent": "chat", "instance": "demo", "digest": "a".repeat(64), "state": state,
+        "code": code, "started": time, "ended": null, "last_seq": 3, "interruptions": 0,
+    })
+}
+
+#[test]
+fn a_tail_shows_each_event_once_whatever_breaks() {
+    let events = |text: String| answer("200 OK", "text/event-stream", &text);
+    let event = |id: &str, n: u32| format!("id: {id}\nevent: n\ndata: {n}\n\n");
+    let [first, third] = [1, 3].map(|n| event(&format!("{RUN}-{n}"), n));
+    let second = event("an-id-of-its-own", 2);
+    let (url, asked) = scripted(vec![
+        document(&run("running", None)),
+        // It breaks off in the middle of an event, and before an answer.
+        events(format!(":\nretry: 1\n{first}{}", second.trim_end())),
+        String::new(),
+        problem("503 Service Unavailable", "draining"),
+        // An event comes twice, and the stream ends before the run.
+        events(format!("{first}{second}")),
+        events(third),
+        "HTTP/1.1 204 No Content\r\n\r\n".into(),
+        document(&run("failed", Some("agent-trapped"))),
+    ]);
+    let Output { status, stdout, stderr } =
+        bureau(&["tail", "chat", "demo", RUN, "--json", "--admin", &url]).output().unwrap();
+    let (shown, error) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    let shown: Vec<Value> = shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected = [format!("{RUN}-1"), "an-id-of-its-own".into(), format!("{RUN}-3")];
+    let expected = expected.iter().zip(["1", "2", "3"]);
+    let expected = expected.map(|(id, data)| json!({ "id": id, "event": "n", "data": data }));
+    assert_eq!(shown, expected.collect::<Vec<_>>(), "{error}");
+    assert_eq!(status.code(), Some(1), "{error}");
+    assert!(error.ends_with("bureau: the run failed (agent-trapped)\n"), "{error}");
+
+    let heads = asked.join().unwrap();
+    let after = |head: &String| {
+        let id = head.lines().find_map(|line| line.strip_prefix("last-event-id: "));
+        id.map(|id| id.rsplit('-').next().unwrap().to_owned())
+    };
+    let after: Vec<_> = heads.iter().filter(|head| head.contains("/events ")).map(after).collect();
+    let asked = [None, Some("1"), Some("1"), Some("1"), Some("2"), Some("3")];
+    assert_eq!(after, asked.map(|seq| seq.map(str::to_owned)));
+}
+
+#[test]
+fn runs_are_gathered_past_pages_that_have_none() {
+    let page = |runs: usize, next: Option<&str>| {
+        document(&json!({ "runs": vec![run("finished", None); runs], "next": next }))
+    };
+    let (url, asked) = scripted(vec![page(2, Some("A")), page(0, Some("B")), page(1, Some("C"))]);
+    let shown = said(bureau(&["runs", "chat", "a/b&c", "--limit", "3", "--json", "--admin", &url]));
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((shown["runs"].as_array().unwrap().len(), &shown["next"]), (3, &json!("C")));
+    let heads = asked.join().unwrap();
+    let asked = heads.iter().map(|head| head.lines().next().unwrap());
+    let of = "agent=chat&instance=a%2fb%26c";
+    let expected =
+        ["limit=3&", "limit=1&", "limit=1&"].into_iter().zip(["", "&before=a", "&before=b"]);
+    let expected =
+        expected.map(|(limit, before)| format!("get /v1/runs?{limit}{of}{before} http/1.1"));
+    assert!(asked.eq(expected), "{heads:?}");
+}
+
+#[test]
+fn what_a_host_refuses_by_the_head_is_told_though_the_connection_broke() {
+    let component = tempfile::NamedTempFile::new().unwrap();
+    // More than the connection has room for.
+    component.as_file().set_len(64 << 20).unwrap();
+    let file = path(component.path());
+    let (url, asked) =
+        scripted(vec![String::new(), problem("413 Payload Too Large", "payload-too-large")]);
+    let (status, error) = refused(bureau(&["deploy", "chat", file, "--admin", &url]));
+    assert_eq!(status, 1);
+    assert!(error.ends_with("bureau: it says no (payload-too-large)\n"), "{error}");
+    for head in asked.join().unwrap() {
+        assert!(head.starts_with("put /v1/agents/chat http/1.1"), "{head}");
+        assert!(head.contains(&format!("content-length: {}\r\n", 64 << 20)), "{head}");
+    }
+
+    let (url, _) = scripted(vec![answer("200 OK", "text/html", "<html>")]);
+    let (status, error) = refused(bureau(&["agents", "--admin", &url]));
+    assert_eq!(status, 1);
+    assert!(
+        error.contains(&format!("{url}/v1/agents answered 200 OK, and not as a host")),
+        "{error}"
+    );
 }

@@ -7,7 +7,8 @@
 //! one line that changes on a terminal, a line for each phase elsewhere. The answer says what changed. A digest may be given by
 //! how it begins; it is looked up among the agent's deployments, and one that several begin with is an error.
 //!
-//! **Limits.** A host that refuses a module before it has read all of it may close the connection before its reason is read.
+//! **Limits.** A host that refuses a module before it has read all of it may close the connection before its reason is read; then it is
+//! asked again, without the module.
 //!
 //! **Cost.** A buffer of [`CHUNK`], whatever the size of the module.
 
@@ -15,12 +16,13 @@ use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bureau::id::AgentName;
-use futures_util::TryStreamExt as _;
+use futures_util::{TryStreamExt as _, stream};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, IF_MATCH};
-use reqwest::{Body, Method};
+use reqwest::{Body, Method, RequestBuilder};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::fs::File;
@@ -29,11 +31,14 @@ use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
 
 use super::arguments::DigestPrefix;
-use super::client::{Client, read};
+use super::client::{Client, ClientError, read};
 use super::output::{Output, clean, short, size};
 
 /// What is read of the file at once.
 const CHUNK: usize = 64 << 10;
+
+/// How long a host may take to refuse a module of which it sees no more than the size.
+const REFUSING: Duration = Duration::from_secs(5);
 
 /// What a deployment has changed.
 #[derive(Debug, Deserialize)]
@@ -79,6 +84,7 @@ pub async fn deploy(
     let chunks =
         chunks.inspect_ok(move |chunk| sent.send_modify(|sent| *sent += chunk.len() as u64));
     let mut progress = Progress::new(file.display().to_string(), length);
+    let without_body = request.try_clone();
     let mut answer = pin!(client.document(request.body(Body::wrap_stream(chunks))));
     let answer = loop {
         tokio::select! {
@@ -87,8 +93,29 @@ pub async fn deploy(
         }
     };
     progress.finish();
-    let answer = answer?;
+    let answer = match answer {
+        Err(broken @ ClientError::Broken { .. }) => {
+            if let Some(request) = without_body {
+                refused_at_once(client, request).await?;
+            }
+            anyhow::bail!(
+                "{broken}; `bureau agents` says whether {name} was deployed nevertheless"
+            );
+        }
+        answer => answer?,
+    };
     output.say(&answer, || Ok(what_changed(&read(&answer)?)))
+}
+
+/// Asks once more what broke off, and holds the body back: a host that refuses by the head alone has said so, but on a
+/// connection that it closed while more was being sent an answer may be lost.
+async fn refused_at_once(client: &Client, request: RequestBuilder) -> Result<(), ClientError> {
+    let held_back = stream::pending::<io::Result<Vec<u8>>>();
+    let answer = client.send(request.body(Body::wrap_stream(held_back)));
+    match tokio::time::timeout(REFUSING, answer).await {
+        Ok(Err(refused @ ClientError::Refused { .. })) => Err(refused),
+        _ => Ok(()),
+    }
 }
 
 /// Deploys an earlier module of an agent.
