@@ -138,6 +138,9 @@ async fn tail_run(
         match follow.next(say_away).await? {
             Step::Event(event) => print(&event, output)?,
             Step::Ended(ended) if ended.state == "finished" => return Ok(()),
+            Step::Ended(ended) if ended.state == "cancelled" => {
+                anyhow::bail!("the run was cancelled")
+            }
             Step::Ended(ended) => anyhow::bail!("the run {}", how(&ended)),
         }
     }
