@@ -24,5 +24,6 @@ mod reconnect;
 mod shutdown;
 mod watch;
 mod dev;
+mod commands;
 mod docs;
 mod python;

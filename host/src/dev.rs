@@ -49,7 +49,8 @@ struct Metadata {
 
 #[derive(Deserialize)]
 struct Package {
-    name: String,
+    /// Which no other package has, where a name may also be that of a dependency.
+    id: String,
     manifest_path: PathBuf,
     targets: Vec<Target>,
 }
@@ -115,9 +116,19 @@ impl Workspace {
         };
         for package in metadata.packages.into_iter().filter(ours) {
             let packages = self.packages.entry(metadata.workspace_root.clone()).or_default();
-            packages.push(package.name);
+            packages.push(package.id);
         }
         Ok(())
+    }
+
+    /// Builds all crates and returns their components.
+    pub async fn build(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut components = Vec::new();
+        for (root, packages) in &self.packages {
+            tokio::task::block_in_place(|| ensure_target(root))?;
+            components.extend(build(root, packages).await?);
+        }
+        Ok(components)
     }
 
     /// Builds everything and deploys it.

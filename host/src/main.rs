@@ -1,7 +1,11 @@
-//! The command line: arguments to configuration, configuration to a host that serves. Wiring only.
+//! The command line: arguments to configuration, configuration to a host that serves; all other commands are in `cli`.
+//! Wiring only.
+
+#![expect(unreachable_pub, reason = "a program has no outside")]
+
+mod cli;
 
 use std::io::IsTerminal as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -14,89 +18,16 @@ use bureau::dev::Workspace;
 use bureau::http::server;
 use bureau::id::AgentName;
 use bureau::shutdown;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::Parser as _;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
+
+use self::cli::ReaderLeft;
+use self::cli::arguments::{Arguments, Command, Common, LogFormat};
 
 /// Requests and events are made on one thread and freed on another, where the system's allocator takes locks.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// A host for agents written as WebAssembly components.
-///
-/// An agent is a .wasm component; each of its instances lives at /agents/{agent}/{instance}, keeps its state,
-/// and streams Server-Sent Events that clients resume after a disconnect, also after the host was killed.
-#[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-    /// How log lines look on standard error.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto)]
-    log_format: LogFormat,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serve the agents in a directory: each *.wasm under its file name.
-    #[command(after_help = AFTER_SERVE)]
-    Serve {
-        /// Where the agents' components are.
-        #[arg(long, value_name = "DIR")]
-        agents: Option<PathBuf>,
-        #[command(flatten)]
-        common: Common,
-    },
-    /// Build the agent crates under the paths, serve them, and swap them when their sources change.
-    #[command(after_help = AFTER_DEV)]
-    Dev {
-        /// Crates, directories of crates, or .wasm components.
-        #[arg(value_name = "PATH", required = true)]
-        paths: Vec<PathBuf>,
-        #[command(flatten)]
-        common: Common,
-    },
-}
-
-#[derive(Args)]
-struct Common {
-    /// Where agents are served; port 0 picks one [default: 127.0.0.1:8787]
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<SocketAddr>,
-    /// Where the operator's routes are, /readyz and others; keep it off public networks [default: 127.0.0.1:8788]
-    #[arg(long, value_name = "ADDR")]
-    admin: Option<SocketAddr>,
-    /// The directory of the journal and of compiled agents [default: .bureau]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// A TOML file with limits, CORS origins and the agents' configuration
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    /// Human on a terminal, JSON otherwise.
-    Auto,
-    Human,
-    Json,
-}
-
-const AFTER_SERVE: &str = "\
-Examples:
-  bureau serve --agents ./agents
-  bureau serve --agents ./agents --listen 0.0.0.0:80 --data /var/lib/bureau --config bureau.toml
-
-It prints one line when it is ready. SIGTERM and ctrl-c end it: replies under way are finished,
-streams end and tell their clients to come back, and runs still going are taken up at the next start.
-RUST_LOG sets what is logged, for example RUST_LOG=bureau=debug.";
-
-const AFTER_DEV: &str = "\
-Examples:
-  bureau dev examples
-  bureau dev ./my-agent --listen 127.0.0.1:0
-
-It builds for wasm32-wasip2 with cargo, and installs that target with rustup if it is missing.";
 
 fn main() -> ExitCode {
     let Arguments { command, log_format } = Arguments::parse();
@@ -106,6 +37,8 @@ fn main() -> ExitCode {
         .and_then(|runtime| runtime.block_on(run(command)));
     match ran {
         Ok(()) => ExitCode::SUCCESS,
+        // As `head` does, which has what it wanted.
+        Err(error) if error.is::<ReaderLeft>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bureau: {error:#}");
             ExitCode::FAILURE
@@ -132,6 +65,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { agents, common } => serve(agents, common).await,
         Command::Dev { paths, common } => develop(paths, common).await,
+        Command::Action(action) => cli::run(action).await,
     }
 }
 

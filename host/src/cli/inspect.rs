@@ -1,0 +1,72 @@
+//! `bureau inspect`: what a component is made of, and whether it is an agent, without a host.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use bureau::config::InstanceLimits;
+use bureau::wasm::{Capability, Engine, Inspection, Provision, inspect as look};
+use serde::Serialize;
+use serde_json::json;
+
+use super::output::{Output, size};
+
+/// Compiles a component with the limits that hosts have by default, and says what it finds. One that would be refused is an error.
+pub fn inspect(file: &Path, output: &Output) -> anyhow::Result<()> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    // Nothing is cached, so no directory is needed.
+    let engine = Engine::new(&InstanceLimits::default(), "cache".into())?;
+    let found = look(&engine, &bytes).with_context(|| file.display().to_string())?;
+    let Inspection { digest, shape, code_bytes, refused } = &found;
+    let capabilities: Vec<_> = shape.capabilities().into_iter().map(Need::of).collect();
+    let why = refused.as_ref().map(ToString::to_string);
+    let document = json!({
+        "digest": digest.to_string(),
+        "size": bytes.len(),
+        "code_size": code_bytes,
+        "exports": shape.exports,
+        "imports": shape.imports,
+        "capabilities": capabilities,
+        "fits": refused.is_none(),
+        "refused": why,
+    });
+    output.say(&document, || Ok(text(bytes.len(), &found, &capabilities)))?;
+    match why {
+        None => Ok(()),
+        Some(why) => anyhow::bail!("{} cannot serve: {why}", file.display()),
+    }
+}
+
+/// A capability, and whether agents have it.
+#[derive(Serialize)]
+struct Need {
+    name: Capability,
+    provision: Provision,
+}
+
+impl Need {
+    fn of(name: Capability) -> Self {
+        Self { name, provision: name.provision() }
+    }
+
+    fn text(&self) -> String {
+        match self.provision {
+            Provision::Given => self.name.to_string(),
+            Provision::Empty => format!("{} (there, and empty)", self.name),
+            Provision::Withheld => format!("{} (not given)", self.name),
+        }
+    }
+}
+
+fn text(bytes: usize, found: &Inspection, capabilities: &[Need]) -> String {
+    let sizes = format!("{}, {} compiled", size(bytes as u64), size(found.code_bytes as u64));
+    let mut lines = vec![format!("digest   {}", found.digest), format!("size     {sizes}")];
+    for (what, names) in [("exports", &found.shape.exports), ("imports", &found.shape.imports)] {
+        lines.push(what.to_owned());
+        lines.extend(names.iter().map(|name| format!("  {name}")));
+    }
+    let needs: Vec<_> = capabilities.iter().map(Need::text).collect();
+    lines.push(format!("needs    {}", needs.join(", ")));
+    let fits = if found.refused.is_none() { "yes" } else { "no" };
+    lines.push(format!("fits     {fits}"));
+    lines.join("\n")
+}
