@@ -12,6 +12,7 @@ mod sse;
 mod agents;
 mod swap;
 mod deployments;
+mod openapi;
 mod migration;
 mod cancel;
 mod turns;

@@ -341,7 +341,8 @@ impl Registry {
         self.current(agent).is_some() && self.is_known(agent, source, digest)
     }
 
-    fn check_current(
+    /// Whether the agent's module is the expected one, if any is.
+    pub fn check_current(
         &self,
         agent: &AgentName,
         expected: Option<Digest>,
