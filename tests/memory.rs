@@ -1,5 +1,5 @@
 //! Readers cost cursors: however long a run is, and however many read it, fast or not at all, what the host holds of it
-//! is bounded by its limits, as its own figures say.
+//! is bounded by its limits, as its own figures say. And a new instance shares its module's pages but for a few.
 
 use std::thread::available_parallelism;
 
@@ -78,6 +78,53 @@ async fn two_hundred_readers_of_a_live_run_share_what_is_held_of_it() {
     let bound = EVENTS * (SIZE + OVERHEAD) + at_once * 16 * KIB;
     let peak = host.metrics().await["buffered_bytes_peak"];
     assert!((EVENTS * SIZE..=bound).contains(&peak), "{peak} of {bound}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_new_instance_of_any_agent_writes_to_three_pages_at_most() {
+    const INSTANCES: u64 = 8;
+    // The stack's first, and the one with the statics, the allocator's state and its first blocks, or two if an end of a
+    // page is among them.
+    const PAGES: u64 = 3;
+    let page = rustix::param::page_size() as u64;
+    for (agent, path) in [("load", "plain"), ("api", "status"), ("probe", "echo")] {
+        let host = TestHost::serving(&[agent]).start();
+        for n in 0..INSTANCES {
+            host.get(&format!("{agent}/{n}/{path}")).await.bytes().await.unwrap();
+        }
+        let own = own_memory(host.pid()) / page;
+        assert!(own >= INSTANCES, "{own} pages of {agent}, which are not all");
+        assert!(own <= INSTANCES * PAGES, "{own} pages of {INSTANCES} instances of {agent}");
+    }
+}
+
+/// How many bytes a process's instances do not share with their modules' images: of those mappings, and of what lies right before
+/// and after each, which is the rest of the instance's memory.
+#[cfg(target_os = "linux")]
+fn own_memory(pid: u32) -> u64 {
+    struct Mapping {
+        bounds: [String; 2],
+        is_image: bool,
+        own: u64,
+    }
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().lines() {
+        let (first, rest) = line.split_once(' ').unwrap();
+        if let Some((start, end)) = first.split_once('-') {
+            let bounds = [start.to_owned(), end.to_owned()];
+            let is_image = rest.contains("wasm-memory-image");
+            mappings.push(Mapping { bounds, is_image, own: 0 });
+        } else if first == "Anonymous:" {
+            let kib = rest.trim().strip_suffix(" kB").unwrap();
+            mappings.last_mut().unwrap().own = kib.parse::<u64>().unwrap() * KIB;
+        }
+    }
+    let of_instances = mappings.windows(3).filter(|three| {
+        let [before, image, after] = three else { unreachable!("there are three") };
+        image.is_image && before.bounds[1] == image.bounds[0] && image.bounds[1] == after.bounds[0]
+    });
+    of_instances.flatten().map(|mapping| mapping.own).sum()
 }
 
 fn ids(run: &str, count: u64) -> Vec<String> {

@@ -34,11 +34,15 @@
 //! - [`Run`] emits [`Event`]s, and holds the instance's state and [`Storage`].
 //! - [`sleep`], [`join`] and [`select`] do several things at once. Calls on one instance interleave wherever one waits.
 //! - What is printed goes to the host's log, with the agent, the instance and, when only one is under way, the run.
+//! - An agent that brings a `#[global_allocator]` of its own does without the default feature `allocator`, which is one that makes new
+//!   instances cheap.
 
 #![deny(missing_docs)]
 
 #[doc(hidden)]
 pub mod agent;
+#[cfg(all(target_family = "wasm", feature = "allocator"))]
+mod allocator;
 #[doc(hidden)]
 pub mod bindings;
 mod concurrency;

@@ -46,7 +46,7 @@ pub mod async_support {
 ///
 /// Instances share the pages of their module until they write to them. A page that was read before it is written to is
 /// taken from one processor's view after the other, at ten times the cost of one that is written to at once. So this
-/// writes where the allocator, which reads first, keeps its books.
+/// writes among the statics, and where the allocator, which reads first, keeps its books.
 ///
 /// # Safety
 ///
@@ -61,10 +61,12 @@ unsafe extern "C" fn cabi_realloc(
 ) -> *mut u8 {
     use std::alloc::{Layout, alloc, handle_alloc_error, realloc};
 
-    static mut BESIDE_THE_BOOKS: u8 = 0;
+    static mut AMONG_STATICS: u8 = 0;
     // SAFETY: there is one thread, and nothing else uses this byte. The rest is the caller's promise.
     unsafe {
-        (&raw mut BESIDE_THE_BOOKS).write_volatile(1);
+        (&raw mut AMONG_STATICS).write_volatile(1);
+        #[cfg(feature = "allocator")]
+        crate::allocator::write_first();
         let layout = |size| Layout::from_size_align_unchecked(size, align);
         let block = match (old_size, size) {
             (0, 0) => return std::ptr::without_provenance_mut(align),
