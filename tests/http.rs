@@ -375,7 +375,7 @@ fn what_the_command_line_cannot_mean_is_refused() {
         (bureau(&["server"]), 2, "'server'"),
         (bureau(&["serve", "--agent", "."]), 2, "'--agent'"),
         (bureau(&["serve", "--listen", "here"]), 2, "'here'"),
-        (serve(&[]), 1, "--agents DIR"),
+        (serve(&["--agents"]), 2, "--agents <DIR>"),
         (serve(&["--agents", "/nowhere"]), 1, "/nowhere"),
         (serve(&["--agents", ".", "--config", "/nowhere.toml"]), 1, "/nowhere.toml"),
         (

@@ -1,14 +1,14 @@
 //! The memory of an agent: one allocator for its Rust and its C, which writes to few pages of a new instance.
 //!
-//! **Problem.** A new instance shares its module's pages until it writes to them. Each page that it writes to costs 5 to 13 us of
+//! **Problem.** A new instance shares its module's pages until it writes to them. Each page that it writes to costs up to 13 us of
 //! some 90, and one that it reads first and then writes three times that, as it has to be taken out of the other
 //! processors' view. The C library's allocator, which the standard library uses, keeps its state in zeroed statics wherever the
 //! linker puts them, in one page or across two, and marks the end of its region, in one page more. An agent paid for
 //! three pages or for four, of which two were read first, by the size of its statics.
 //!
 //! **Mechanism.** `dlmalloc` again, but with a state that no page ends in, and with a [`Region`] that begins where the statics end and
-//! is handed out by the kilobyte. So the statics, the state and the first blocks share a page, or have two if a page ends among
-//! them. [`write_first`] is for the first code that runs in an instance.
+//! is handed out by the kilobyte. So the statics, the state and the first blocks share a page, or have one more for each end of a page
+//! among them. [`write_first`] is for the first code that runs in an instance.
 //!
 //! The C library frees what the host handed to it through `cabi_realloc`, and takes what follows the statics for its own heap, so there
 //! can only be one allocator: `malloc` and its kin are defined here too, and the linker then leaves out those of the C library.
