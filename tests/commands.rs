@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
-use crate::support::{TestHost, data, target};
+use crate::support::{TestHost, data, guest, target};
 
 /// The program with these arguments, which knows of no host but one that they name.
 fn bureau(arguments: &[&str]) -> Command {
@@ -360,4 +360,33 @@ async fn a_first_day() {
     let (status, error) = refused(ask(&["remove", "day-one"]));
     assert_eq!(status, 1);
     assert!(error.ends_with("(unknown-agent)\n"), "{error}");
+}
+
+#[test]
+fn a_component_is_inspected_without_a_host() {
+    let json = |file: &Path| -> Value {
+        serde_json::from_str(&said(bureau(&["inspect", path(file), "--json"]))).unwrap()
+    };
+    let seen = json(&guest("resume"));
+    assert_eq!((&seen["fits"], &seen["refused"]), (&json!(true), &Value::Null));
+    let size = std::fs::metadata(guest("resume")).unwrap().len();
+    assert_eq!(seen["size"], json!(size));
+    let exports = ["bureau:agent/handler@0.1.0", "bureau:agent/resumption@0.1.0"];
+    assert_eq!(seen["exports"], json!(exports));
+    let needs = seen["capabilities"].as_array().unwrap();
+    assert!(needs.contains(&json!({ "name": "clocks", "provision": "given" })), "{needs:?}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("greedy.wasm");
+    let component = r#"(component (import "wasi:http/outgoing-handler@0.2.0" (instance)))"#;
+    std::fs::write(&file, wat::parse_str(component).unwrap()).unwrap();
+    let seen = bureau(&["inspect", path(&file), "--json"]).output().unwrap();
+    assert_eq!(seen.status.code(), Some(1));
+    let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    assert_eq!(seen["fits"], false);
+    assert!(seen["refused"].as_str().unwrap().contains("needs http"), "{seen}");
+    std::fs::write(&file, "no module").unwrap();
+    let (status, error) = refused(bureau(&["inspect", path(&file)]));
+    assert_eq!(status, 1);
+    assert!(error.contains("not a WebAssembly component"), "{error}");
 }

@@ -31,7 +31,7 @@ async fn refused(answer: Response) -> (String, String) {
 #[tokio::test]
 async fn each_gate_refuses_what_does_not_pass_and_the_old_module_serves_on() {
     let host = TestHost::serving(&["probe"])
-        .config("[deployments]\nmodule_bytes = \"4 MiB\"\nhealth_timeout = \"300ms\"")
+        .config("[deployments]\nmodule_bytes = \"4 MiB\"\nhealth_timeout = \"3s\"")
         .config("[instances]\ncpu = \"300ms\"")
         .config("[agents.probe]\nhealth = \"/reply\"\n[agents.waiting]\nhealth = \"/wait\"")
         .config("[agents.broken]\nhealth = \"/trap\"\n[agents.streaming]\nhealth = \"/open-only\"")
@@ -81,7 +81,7 @@ async fn each_gate_refuses_what_does_not_pass_and_the_old_module_serves_on() {
         ("probe", module("stuck"), "module-unhealthy", "300 ms without returning"),
         ("probe", module("api"), "module-unhealthy", "GET /reply was answered with 404"),
         ("broken", module("probe"), "module-unhealthy", "GET /trap failed"),
-        ("waiting", module("probe"), "module-unhealthy", "within 300 ms"),
+        ("waiting", module("probe"), "module-unhealthy", "within 3000 ms"),
     ];
     for (agent, module, code, names) in cases {
         let (refused, why) = refused(host.put_module(agent, module).await).await;
@@ -265,6 +265,37 @@ async fn of_a_file_and_the_operator_the_last_one_wins() {
     assert_eq!(served(&host).await, digest(&changed));
     let agents = host.operator_sees("/v1/agents").await;
     assert!(agents["agents"][0]["source"].as_str().unwrap().ends_with("/agents/stream.wasm"));
+    // What the operator removes stays away, whatever its file is.
+    host.operate(Method::DELETE, "/v1/agents/stream").send().await.unwrap();
+    let host = host.kill().start();
+    assert_eq!(problem(host.get("stream/demo").await).await, "404 unknown-agent host");
+}
+
+#[tokio::test]
+async fn an_agent_whose_module_is_gone_can_be_removed() {
+    let host = TestHost::serving(&[]).own_cache().start();
+    document(host.put_module("chat", module("stream")).await).await;
+    let host = host.kill();
+    for kept in ["cache", "modules"] {
+        std::fs::remove_dir_all(host.data().join(kept)).unwrap();
+    }
+    let host = host.start();
+    assert_eq!(host.admin(Method::GET, "/readyz").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let removed = host.operate(Method::DELETE, "/v1/agents/chat").send().await.unwrap();
+    assert_eq!(removed.status(), StatusCode::NO_CONTENT);
+    assert_eq!(host.admin(Method::GET, "/readyz").await.status(), StatusCode::OK);
+    assert_eq!(host.operator_sees("/v1/agents").await, json!({ "agents": [] }));
+}
+
+#[tokio::test]
+async fn a_file_that_is_too_large_is_refused_unread() {
+    let directory = tempfile::tempdir().unwrap();
+    let large = directory.path().join("large.wasm");
+    std::fs::File::create(&large).unwrap().set_len(1 << 40).unwrap();
+    let host = TestHost::serving(&["probe"]).linked(&large).start();
+    let ready = host.admin(Method::GET, "/readyz").await.text().await.unwrap();
+    assert!(ready.contains("large.wasm") && ready.contains("1099511627776 bytes"), "{ready}");
+    assert_eq!(host.get("probe/demo/reply").await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

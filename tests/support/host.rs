@@ -83,6 +83,14 @@ impl TestHost {
         self
     }
 
+    /// Has a link to a component among the files that it serves.
+    pub fn linked(self, file: &Path) -> Self {
+        std::fs::create_dir_all(self.agents()).unwrap();
+        let name = file.file_name().expect("a component is a file");
+        std::os::unix::fs::symlink(file, self.agents().join(name)).unwrap();
+        self
+    }
+
     /// Adds to the configuration file.
     pub fn config(mut self, toml: &str) -> Self {
         self.config.push_str(toml);

@@ -244,17 +244,18 @@ fn split(blank: &Finder, begun: &mut Vec<u8>, mut data: &[u8], each: &mut impl F
 
 /// A request for this path, as it goes over the wire.
 pub fn get(path: impl std::fmt::Display) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
 }
 
 /// A request, by a client that has seen the events up to this one, for those that follow.
 pub fn resume(path: impl std::fmt::Display, cursor: impl std::fmt::Display) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: bench\r\nlast-event-id: {cursor}\r\n\r\n").into_bytes()
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {cursor}\r\n\r\n")
+        .into_bytes()
 }
 
 /// A request to do this.
 pub fn post(path: impl std::fmt::Display) -> Vec<u8> {
-    format!("POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-length: 0\r\n\r\n").into_bytes()
+    format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n").into_bytes()
 }
 
 /// Runs these to their end, on one thread and side by side.

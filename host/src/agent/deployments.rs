@@ -72,6 +72,9 @@ impl Deployments {
     pub async fn deploy_file(&self, file: &Path) -> Result<Option<Deployment>, FileError> {
         let wrong = |cause: DeployFileError| FileError { file: file.display().to_string(), cause };
         let agent = agent_of(file).map_err(wrong)?;
+        let length = tokio::fs::metadata(file).await.map_err(|cause| wrong(cause.into()))?.len();
+        let fits = self.registry.check_size(length).map_err(DeployError::from);
+        fits.map_err(|cause| wrong(cause.into()))?;
         let bytes = tokio::fs::read(file).await.map_err(|cause| wrong(cause.into()))?;
         let source = source_of(file);
         let hashed = tokio::task::spawn_blocking(move || (Digest::of(&bytes), bytes)).await;

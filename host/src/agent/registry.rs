@@ -238,10 +238,7 @@ impl Registry {
     ) -> Result<Deployment, DeployError> {
         let _one_at_a_time = self.deploying.lock().await;
         self.check_current(&agent, instead_of)?;
-        let limit = self.limits.module_bytes;
-        if bytes.len() > limit {
-            return Err(LoadError::TooLarge { bytes: bytes.len(), limit }.into());
-        }
+        self.check_size(bytes.len() as u64)?;
         let digest = Digest::of(&bytes);
         let current = self.current(&agent);
         if let Some(same) = current.filter(|current| current.module.digest() == digest) {
@@ -307,11 +304,13 @@ impl Registry {
         let served = self.known().newest(agent).cloned();
         let from = |record: &DeploymentRecord| source.is_none_or(|source| record.source == source);
         let served = served.filter(|record| record.module.is_some()).filter(from);
-        let Some(DeploymentRecord { module: previous, source, .. }) = served else {
+        let Some(DeploymentRecord { module: previous, .. }) = served else {
             return Ok(false);
         };
-        let record = self.record(agent, None, source);
+        // A file that is still there must not bring back what the operator removed.
+        let record = self.record(agent, None, source.unwrap_or(API).to_owned());
         self.put_on_record(&record).await?;
+        self.known_mut().failed.remove(agent);
         self.agents.write().unwrap_or_else(PoisonError::into_inner).remove(agent);
         self.tell(record, previous);
         Ok(true)
@@ -336,13 +335,13 @@ impl Registry {
         last.is_some_and(|record| record.module == Some(digest))
     }
 
-    /// Whether a file is as it was when it was last deployed, and what is deployed now serves.
+    /// Whether a file is as it was when it was last deployed. One is news again when what is deployed does not serve: it may mend that.
     pub fn is_unchanged(&self, agent: &AgentName, source: &str, digest: Digest) -> bool {
-        self.current(agent).is_some() && self.is_known(agent, source, digest)
+        !self.known().failed.contains_key(agent) && self.is_known(agent, source, digest)
     }
 
     /// Whether the agent's module is the expected one, if any is.
-    pub fn check_current(
+    fn check_current(
         &self,
         agent: &AgentName,
         expected: Option<Digest>,
@@ -352,6 +351,12 @@ impl Registry {
             Some(expected) if current != Some(expected) => Err(DeployError::Mismatch(current)),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a module may have so many bytes.
+    pub(super) fn check_size(&self, bytes: u64) -> Result<(), LoadError> {
+        let limit = self.limits.module_bytes;
+        if bytes > limit as u64 { Err(LoadError::TooLarge { bytes, limit }) } else { Ok(()) }
     }
 
     async fn load_known(&self, digest: Digest) -> Result<Arc<Module>, DeployError> {

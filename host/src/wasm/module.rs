@@ -70,7 +70,7 @@ pub enum Gate {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("the module has {bytes} bytes and may have {limit}")]
-    TooLarge { bytes: usize, limit: usize },
+    TooLarge { bytes: u64, limit: usize },
     #[error(
         "this is a core WebAssembly module, and an agent is a component: build it for wasm32-wasip2"
     )]

@@ -123,8 +123,6 @@ impl Admin {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Problem> {
         let instead_of = if_match(request.headers())?;
-        // What is refused anyway need not be uploaded first.
-        self.api.registry.check_current(&agent, instead_of)?;
         let limit = self.api.config.deployments.module_bytes;
         // Never closed.
         let _place = self.uploads.acquire().await.map_err(|_| Fault::Internal)?;
