@@ -29,7 +29,7 @@ const HOSTS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fault_at_any_write_shows_nothing_and_loses_nothing() {
-    let hosts = (0..HOSTS).map(async |first| {
+    let hosts = (0..HOSTS).map(|first| async move {
         let disk = Disk::default();
         // A log that goes round often, so that settling it meets the fault too.
         let small = |config: &mut Config| config.journal.log_bytes = 64 << 10;
