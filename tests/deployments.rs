@@ -1,6 +1,6 @@
 //! Loading modules into a host that runs: what may serve, what serves after a restart, and what the operator is told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bureau::Host;
 use bureau::config::{Config, Overrides};
@@ -245,6 +245,25 @@ async fn a_damaged_cache_entry_is_compiled_anew_and_a_damaged_module_is_told() {
     assert_eq!(host.admin(Method::GET, "/readyz").await.status(), StatusCode::OK);
     let host = host.kill().start();
     assert_eq!(host.operator_sees("/v1/agents").await["agents"][0]["error"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_cache_entry_of_another_module_is_not_taken_for_its_own() {
+    let host = TestHost::serving(&[]).own_cache().start();
+    let cache = host.how().data().join("cache");
+    let entry = |guest: &str| {
+        let digest = digest(&module(guest));
+        let mut entries = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+        let named = |path: &PathBuf| path.to_string_lossy().contains(&digest);
+        entries.find(named).expect("it was compiled")
+    };
+    document(host.put_module("chat", module("stream")).await).await;
+    document(host.put_module("other", module("api")).await).await;
+    std::fs::copy(entry("api"), entry("stream")).unwrap();
+    let host = host.kill().start();
+    assert_eq!(host.metrics().await["compilations_total"], 1);
+    let stream = host.stream("chat/demo?steps=0&delay=0").await;
+    assert_eq!(data(&stream.rest().await), ["Starting...", "Done!"]);
 }
 
 #[tokio::test]

@@ -237,6 +237,13 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest of these bytes one after the other.
+    pub fn of_all(parts: &[&[u8]]) -> Self {
+        let mut hasher = Sha256::new();
+        parts.iter().for_each(|part| hasher.update(part));
+        Self(hasher.finalize().into())
+    }
+
     /// The digest that these bytes are.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)

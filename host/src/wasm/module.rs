@@ -6,8 +6,8 @@
 //! **Mechanism.** Bytes are compiled, or found in the cache by their digest and the engine's compatibility;
 //! what the component imports is held against the [capabilities](Capability), then resolved against the linker; exports are
 //! looked up by interface. A cache entry begins with the
-//! digest of what follows, and one that does not match is compiled anew: compiled code is trusted blindly by
-//! wasmtime, so it must be whole.
+//! digest of its module's and of what follows, and one that does not match is compiled anew: compiled code is trusted blindly by
+//! wasmtime, so it must be whole, and that of no other module.
 //!
 //! **Limits.** Its caller's, of the bytes, and of how many are compiled at once. The cache's directory is its owner's alone, and all of it may be
 //! deleted at any time.
@@ -312,7 +312,7 @@ impl Engine {
 
     /// A module's code, if it has been compiled before.
     fn cached(&self, digest: Digest) -> Option<Component> {
-        cached(self, &self.cache_entry(digest))
+        cached(self, digest, &self.cache_entry(digest))
     }
 
     /// Compiles a module and keeps its code.
@@ -321,7 +321,7 @@ impl Engine {
             let component = compile(self, bytes)?;
             self.modules().compilations.fetch_add(1, Ordering::Relaxed);
             let path = self.cache_entry(digest);
-            if let Err(cause) = keep(&component, &path) {
+            if let Err(cause) = keep(&component, digest, &path) {
                 tracing::warn!(path = %path.display(), %cause, "compiled code was not cached");
             }
             Ok(component)
@@ -341,15 +341,20 @@ impl Engine {
     }
 }
 
-fn cached(engine: &Engine, path: &Path) -> Option<Component> {
+/// What an entry of the cache begins with.
+fn seal(module: Digest, code: &[u8]) -> Digest {
+    Digest::of_all(&[module.as_bytes(), code])
+}
+
+fn cached(engine: &Engine, module: Digest, path: &Path) -> Option<Component> {
     let entry = std::fs::read(path).ok()?;
-    let (digest, code) = entry.split_at_checked(32)?;
-    if Digest::of(code).as_bytes() != digest {
+    let (begin, code) = entry.split_at_checked(32)?;
+    if seal(module, code).as_bytes() != begin {
         tracing::warn!(path = %path.display(), "a damaged cache entry is compiled anew");
         return None;
     }
     // SAFETY: `deserialize` trusts its input to be what an engine of this very configuration serialized. The
-    // digest says that the entry is whole, its name that the engine is compatible, and the directory, which
+    // seal says that the entry is whole and this module's, its name that the engine is compatible, and the directory, which
     // only the host's user can write to, that the host wrote it.
     let component = unsafe { Component::deserialize(&engine.engine, code) };
     component
@@ -357,9 +362,9 @@ fn cached(engine: &Engine, path: &Path) -> Option<Component> {
         .ok()
 }
 
-fn keep(component: &Component, path: &Path) -> wasmtime::Result<()> {
+fn keep(component: &Component, module: Digest, path: &Path) -> wasmtime::Result<()> {
     let code = component.serialize()?;
-    let mut entry = Digest::of(&code).as_bytes().to_vec();
+    let mut entry = seal(module, &code).as_bytes().to_vec();
     entry.extend_from_slice(&code);
     // Written beside and renamed, so that a reader finds the whole entry or none.
     static WRITTEN: AtomicU64 = AtomicU64::new(0);
