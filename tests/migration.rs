@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Started, TestHost, header, module, problem};
+use crate::support::{Started, TestHost, data, header, module, problem};
 
 fn digest(module: &[u8]) -> String {
     bureau::id::Digest::of(module).to_string()
@@ -145,4 +145,22 @@ async fn a_run_that_goes_on_on_the_old_module_cannot_undo_a_migration() {
     assert_eq!(host.json("probe/migrated").await, taken);
     let taken = json!({ "from": digest(&module("probe")), "was": "set by the old module" });
     assert_eq!(host.json("probe/failing").await, taken, "what it wrote is taken over");
+}
+
+#[tokio::test]
+async fn an_interrupted_run_waits_while_its_instance_cannot_be_migrated() {
+    let host = TestHost::serving(&[]).config("[agents.probe.config]\nhow = \"fail\"").start();
+    deploy(&host, "phoenix").await;
+    let mut begun = host.stream("probe/demo/steps?total=30&delay=20").await;
+    let run = header(&begun.headers, "bureau-run").to_owned();
+    begun.take(3).await;
+    deploy(&host, "heir").await;
+    let host = host.kill().start();
+    host.logged(|line| line.contains("could not be migrated")).await;
+    roll_back(&host).await;
+    let events = host.resume("probe/demo", &format!("{run}-0")).await.rest().await;
+    let steps = data(&events).into_iter().filter(|step| step.starts_with("{\"n\":"));
+    let expected: Vec<_> = (1..=30).map(|n| format!("{{\"n\":{n}}}")).collect();
+    assert_eq!(steps.collect::<Vec<_>>(), expected);
+    assert_eq!(events.iter().filter(|event| event.name == "resumed").count(), 1);
 }

@@ -23,6 +23,8 @@ use crate::wasm::Gate;
 pub enum Problem {
     /// Nothing is at this target.
     NotFound,
+    /// No run of this id is on record or in flight.
+    NoSuchRun,
     /// The target names an agent, an instance or a run in a way that no name has.
     BadName(String),
     /// The method is not one of those that the target takes, which are these.
@@ -67,7 +69,7 @@ impl Problem {
     /// The status of the response.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NotFound | Self::UnknownModule(_) => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoSuchRun | Self::UnknownModule(_) => StatusCode::NOT_FOUND,
             Self::BadName(_) | Self::BadBody | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::CrossOrigin(_) => StatusCode::FORBIDDEN,
@@ -142,6 +144,11 @@ impl Problem {
                 "not-found",
                 "Not found",
                 "nothing is here; agents answer at /agents/{agent}/{instance} on the public address".into(),
+            ),
+            Self::NoSuchRun => (
+                "not-found",
+                "Not found",
+                "no run of this id is in flight or on record, or it is no longer kept".into(),
             ),
             Self::BadName(message) => ("bad-name", "Bad name", message.clone().into()),
             Self::MethodNotAllowed { allow } => {
@@ -247,6 +254,7 @@ mod tests {
         let refused = |gate| Problem::ModuleRefused(gate, String::new());
         let table = [
             (Problem::NotFound, 404, "not-found"),
+            (Problem::NoSuchRun, 404, "not-found"),
             (Problem::BadName(String::new()), 400, "bad-name"),
             (Problem::MethodNotAllowed { allow: "GET".into() }, 405, "method-not-allowed"),
             (Problem::NotAcceptable, 406, "not-acceptable"),

@@ -294,6 +294,9 @@ fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
     if bytes.starts_with(b"\0asm\x01\0\0\0") {
         return Err(LoadError::CoreModule);
     }
+    if !bytes.starts_with(b"\0asm") {
+        return Err(LoadError::NotComponent("it does not begin as WebAssembly does".into()));
+    }
     Component::new(&engine.engine, bytes).map_err(|cause| {
         let why = format!("{cause:#}");
         // What is too large for any place in the pool is told by no type of error.

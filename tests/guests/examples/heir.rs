@@ -1,6 +1,6 @@
 //! An agent that takes over what another build of it has left.
 //!
-//! The state says how, by its member `how`: `fail` returns an error, `trap` traps, both after they have stored;
+//! The configuration says how, by `how`, or the state, by its member `how`: `fail` returns an error, `trap` traps, both after they have stored;
 //! `wait` stores and waits until the configuration has `go`; `forget` leaves no state; anything else becomes
 //! `{"from": DIGEST, "was": STATE}`, and the value of the key `note` goes to `taken/note`.
 //!
@@ -33,7 +33,8 @@ impl Migrate for Heir {
         if let Some(note) = &note {
             storage.set("taken/note", note)?;
         }
-        let how = state.as_ref().and_then(|state| state["how"].as_str()).unwrap_or_default();
+        let how = config("how")?;
+        let how = how.as_deref().or_else(|| state.as_ref()?["how"].as_str()).unwrap_or_default();
         match how {
             "fail" => return Err(Error::other("it was asked to fail")),
             "trap" => std::process::abort(),
@@ -50,4 +51,11 @@ impl Migrate for Heir {
     }
 }
 
-bureau_sdk::export!(Heir: Migrate);
+impl Resume for Heir {
+    async fn on_resume(&self, run: &Run, _: Request, _: u64) -> Result<Reply> {
+        run.emit("resumed by the heir").await?;
+        Ok(Reply::events())
+    }
+}
+
+bureau_sdk::export!(Heir: Resume + Migrate);

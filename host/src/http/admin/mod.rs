@@ -230,7 +230,7 @@ impl Admin {
             Some(record) => RunView::from(record),
             None => {
                 let mut in_flight = self.api.directory.runs().into_iter();
-                in_flight.find(|live| live.run == run).ok_or(Problem::NotFound)?.into()
+                in_flight.find(|live| live.run == run).ok_or(Problem::NoSuchRun)?.into()
             }
         };
         Ok(document(StatusCode::OK, &view))
@@ -244,7 +244,7 @@ impl Admin {
     ) -> Result<Response<Body>, Problem> {
         let api = &self.api;
         let journal = api.journal.clone();
-        let record = read(move || journal.run(run)).await?.ok_or(Problem::NotFound)?;
+        let record = read(move || journal.run(run)).await?.ok_or(Problem::NoSuchRun)?;
         let from = request.headers().get(LAST_EVENT_ID).map(|id| id.to_str().unwrap_or_default());
         let from = from.map_or_else(|| format!("{run}-0"), str::to_owned);
         match api.journal.locate(&record.instance, &from).await.map_err(unreadable)? {
@@ -375,7 +375,7 @@ impl Admin {
         }
         let journal = self.api.journal.clone();
         let record = read(move || journal.run(run)).await?;
-        Err(record.map_or(Problem::NotFound, |_| Problem::RunEnded))
+        Err(record.map_or(Problem::NoSuchRun, |_| Problem::RunEnded))
     }
 }
 
