@@ -222,7 +222,10 @@ impl Follower {
     }
 
     fn opened(&mut self, stream: Stream) {
-        let run = stream.headers["bureau-run"].to_str().unwrap().to_owned();
+        let run = stream.headers.get("bureau-run");
+        let run =
+            run.unwrap_or_else(|| panic!("{}: {} {:?}", self.path, stream.status, stream.headers));
+        let run = run.to_str().unwrap().to_owned();
         assert_eq!(*self.run.get_or_insert(run.clone()), run, "{}: another run", self.path);
         match stream.status {
             StatusCode::NO_CONTENT => self.ended = true,

@@ -295,6 +295,9 @@ impl Deref for Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the host had said: {:#?}", self.log());
+        }
         // A process that has ended already cannot be killed, which is as well.
         drop(self.child.kill());
         drop(self.child.wait());
