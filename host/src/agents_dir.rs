@@ -63,16 +63,15 @@ impl AgentsDir {
                 }
             }
             for file in &changes.changed {
-                self.deploy(host, file).await;
+                // Others were loaded since it was whole; it will be told again.
+                if !self.watch.is_changing(file) {
+                    self.deploy(host, file).await;
+                }
             }
         }
     }
 
     async fn deploy(&self, host: &Host, file: &Path) {
-        // Others were loaded since it was whole.
-        if self.watch.is_changing(file) {
-            return;
-        }
         match host.deployments().deploy_file(file).await {
             Ok(_) => host.readiness().mended(file),
             Err(error) => {
