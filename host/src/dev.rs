@@ -4,7 +4,7 @@
 //!
 //! **Mechanism.** `cargo metadata` says which crates under the paths build a `cdylib`; `cargo build` makes
 //! components of them and says, in JSON, where they are. A change of sources under the paths, once all are whole, see
-//! [`watch`](crate::watch), builds again and deploys what came out different; when it is that of a `Cargo.toml`, or one
+//! [`watch`], builds again and deploys what came out different; when it is that of a `Cargo.toml`, or one
 //! comes or goes, the crates are found anew before. A build that fails changes nothing.
 //!
 //! **Limits.** Rust crates, and finished components of any language, which are watched as files.

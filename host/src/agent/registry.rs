@@ -5,7 +5,7 @@
 //! back with one of the two.
 //!
 //! **Mechanism.** A map from name to an `Arc` that holds the module and what is granted to it. A deployment passes the
-//! [gates](Gate) one after the other, beside what serves; then its bytes are kept under their digest, then it
+//! [gates](crate::wasm::Gate) one after the other, beside what serves; then its bytes are kept under their digest, then it
 //! becomes a row in the journal, and only then one pointer moves and the deployment is acknowledged. An instance
 //! whose module is no longer the current one starts anew with its next request; the old module is freed with the last run that needs it.
 //! Rollback is the deployment of a module that was deployed before, removal one of no module.
@@ -17,8 +17,6 @@
 //!
 //! **Limits.** [`DeploymentLimits`]; one deployment at a time. **Cost.** A read lock and an `Arc` per request; a deployment
 //! compiles, starts one instance, and waits for the disk thrice.
-//!
-//! [Gate]: crate::wasm::Gate
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
