@@ -174,8 +174,7 @@ impl Module {
         let migration = has(MIGRATION)
             .then(|| migration::GuestIndices::new(&pre).map_err(mistyped(MIGRATION)))
             .transpose()?;
-        let code = component.image_range();
-        let loaded = Loaded::new(engine.modules(), code.end.addr() - code.start.addr());
+        let loaded = Loaded::new(engine.modules(), code_bytes(&component));
         Ok(Self { digest, shape, pre, handler, resumption, migration, _loaded: loaded })
     }
 
@@ -187,11 +186,6 @@ impl Module {
     /// What the module imports and exports.
     pub fn shape(&self) -> &Shape {
         &self.shape
-    }
-
-    /// The bytes of its compiled code.
-    pub fn code_bytes(&self) -> usize {
-        self._loaded.bytes
     }
 
     /// Whether the module goes on with runs that were interrupted.
@@ -247,6 +241,12 @@ impl Shape {
     }
 }
 
+/// The bytes of a component's compiled code.
+fn code_bytes(component: &Component) -> usize {
+    let code = component.image_range();
+    code.end.addr() - code.start.addr()
+}
+
 /// A module in memory, for as long as it is there.
 struct Loaded {
     of: Arc<Modules>,
@@ -283,8 +283,7 @@ pub fn inspect(engine: &Engine, bytes: &[u8]) -> Result<Inspection, LoadError> {
     let digest = Digest::of(bytes);
     let component = engine.compilers.install(|| compile(engine, bytes))?;
     let shape = Shape::of(engine, &component);
-    let code = component.image_range();
-    let code_bytes = code.end.addr() - code.start.addr();
+    let code_bytes = code_bytes(&component);
     let refused = Module::check(engine, digest, component).err();
     Ok(Inspection { digest, shape, code_bytes, refused })
 }

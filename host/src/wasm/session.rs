@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -38,6 +38,7 @@ use crate::journal::{Event, Outcome, Turn, Write};
 use crate::wasm::chunks::{Chunk, End};
 use crate::wasm::feed::Happening;
 use crate::wasm::ledger::{Ledger, Outdated};
+use crate::wasm::load::Load;
 use crate::wasm::run::{Answer, Refused, Run, outcome};
 
 /// What a store and its actor share.
@@ -67,52 +68,6 @@ pub struct Session {
     /// How often guests may have returned to the host.
     returns: AtomicU64,
     clock: Mutex<Clock>,
-}
-
-/// How busy a store is, for whoever sends it calls or wants to retire it.
-pub struct Load {
-    /// Calls sent and not ended.
-    in_flight: AtomicUsize,
-    /// When the last call ended, in microseconds since `began`.
-    last_used: AtomicU64,
-    began: Instant,
-}
-
-impl Load {
-    /// The load of a store without calls. Times are told from `began` on, so that those of stores compare.
-    pub fn new(began: Instant) -> Self {
-        let load = Self { in_flight: AtomicUsize::new(0), last_used: AtomicU64::new(0), began };
-        load.touch();
-        load
-    }
-
-    fn touch(&self) {
-        let now = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.last_used.store(now, Ordering::Relaxed);
-    }
-
-    /// A call is on its way.
-    pub fn sent(&self) {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// A call has ended, or was not taken.
-    pub fn ended(&self) {
-        // Before the count, so that who finds the store idle also finds since when.
-        self.touch();
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// Calls sent and not ended.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Acquire)
-    }
-
-    /// Since when the store has no calls, if it has none.
-    pub fn idle_since(&self) -> Option<Duration> {
-        (self.in_flight() == 0)
-            .then(|| Duration::from_micros(self.last_used.load(Ordering::Relaxed)))
-    }
 }
 
 /// How long a guest has computed without returning to the host, from the first epoch tick on that it saw. Only
