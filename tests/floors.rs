@@ -96,7 +96,7 @@ fn the_rules_see_through_whatever_a_source_may_look_like() {
 fn floor(module: &str) -> usize {
     let name = match module {
         "lib" | "main" | "cli" | "host" | "agents_dir" | "dev" | "watch" | "Host" => "main",
-        "config" | "event" | "fault" | "id" | "shutdown" => "base",
+        "config" | "event" | "fault" | "format" | "id" | "shutdown" => "base",
         name => name,
     };
     let floor = FLOORS.iter().position(|floor| *floor == name);

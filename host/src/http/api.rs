@@ -29,10 +29,12 @@ use super::accept::Accept;
 use super::problem::Problem;
 use super::route::{self, Route};
 use super::sse::{self, EventsBody, Pace};
+use super::views::{self, ViewBody};
 use super::{Body, BodyError, cors};
 use crate::agent::{self, Deployed, Directory, Refused, Registry};
 use crate::config::Config;
 use crate::fault::Fault;
+use crate::format::Format;
 use crate::id::{Digest, InstanceKey, RunId};
 use crate::journal::{Journal, Located, NotResumable, Reader};
 use crate::shutdown::Shutdown;
@@ -124,7 +126,7 @@ impl Api {
         }
         let reset = match &asked.last_event_id {
             None => None,
-            Some(sent) => match Box::pin(self.resume(&asked, sent)).await? {
+            Some(sent) => match Box::pin(self.resume(&asked, sent, accept)).await? {
                 Resumed::Answer(response) => return Ok(Begun::Answered(Box::new(response))),
                 Resumed::Nothing(reset) => Some(reset),
             },
@@ -135,7 +137,7 @@ impl Api {
         if asked.method == Method::HEAD {
             // What a stream would say of itself; only a run could tell whether there would be one.
             let mut response = Response::new(Body::empty());
-            sse::insert_headers(response.headers_mut());
+            views::insert_headers(accept.format(None), response.headers_mut());
             response.headers_mut().insert(MODULE, value(deployed.module.digest()));
             return Ok(Begun::Answered(Box::new(response)));
         }
@@ -153,7 +155,12 @@ impl Api {
     }
 
     /// Answers a client that says where it stopped reading, if that can be told.
-    async fn resume(&self, asked: &Asked, sent: &HeaderValue) -> Result<Resumed, Problem> {
+    async fn resume(
+        &self,
+        asked: &Asked,
+        sent: &HeaderValue,
+        accept: Accept,
+    ) -> Result<Resumed, Problem> {
         let instance = &asked.instance;
         let located = match sent.to_str() {
             Ok(id) => self.journal.locate(instance, id).await.map_err(|cause| {
@@ -168,11 +175,12 @@ impl Api {
         let (run, mut response) = match located {
             Located::At(reader) => {
                 let run = reader.tail().run();
-                let mut response = match asked.method {
-                    Method::HEAD => Response::new(Body::empty()),
-                    _ => Response::new(self.events(reader, None)),
-                };
-                sse::insert_headers(response.headers_mut());
+                let format = accept.format(None);
+                let reader = if format.resumes() { reader } else { reader.from_start() };
+                let mut response = self.stream(reader, format, None);
+                if asked.method == Method::HEAD {
+                    *response.body_mut() = Body::empty();
+                }
                 (run, response)
             }
             Located::CaughtUp(run) => (run, no_content()),
@@ -245,15 +253,16 @@ impl Api {
         async move {
             let answered = first_act(run.answered).await;
             let respond = |(answer, module)| {
-                let mut response = self.response(answer, run.reset).unwrap_or_else(|fault| {
-                    if let Fault::BadResponse(why) = &fault {
-                        tracing::warn!(
-                            instance = %run.instance, run = %run.id,
-                            "the agent's response cannot be sent: {why}"
-                        );
-                    }
-                    Problem::from(fault).response(accept, self.config.http.retry)
-                });
+                let mut response =
+                    self.response(answer, accept, run.reset).unwrap_or_else(|fault| {
+                        if let Fault::BadResponse(why) = &fault {
+                            tracing::warn!(
+                                instance = %run.instance, run = %run.id,
+                                "the agent's response cannot be sent: {why}"
+                            );
+                        }
+                        Problem::from(fault).response(accept, self.config.http.retry)
+                    });
                 identify(&mut response, run.id, module);
                 response
             };
@@ -262,21 +271,34 @@ impl Api {
     }
 
     /// The response of what a run did.
-    fn response(&self, answer: Answer, reset: Option<Reset>) -> Result<Response<Body>, Fault> {
+    fn response(
+        &self,
+        answer: Answer,
+        accept: Accept,
+        reset: Option<Reset>,
+    ) -> Result<Response<Body>, Fault> {
         match answer {
             Answer::Response(head, body) => respond(head, Body::full(body)),
             Answer::Chunks(head, chunks) => respond(head, chunked(chunks)),
-            Answer::Events(reader) => {
-                let mut response = Response::new(self.events(reader, reset));
-                sse::insert_headers(response.headers_mut());
-                Ok(response)
-            }
+            Answer::Events(reader, wish) => Ok(self.stream(reader, accept.format(wish), reset)),
             Answer::NoContent => Ok(no_content()),
             Answer::Failed(fault) => Err(fault),
         }
     }
 
-    /// A run's events as a body.
+    /// A run's events in a format.
+    fn stream(&self, reader: Reader, format: Format, reset: Option<Reset>) -> Response<Body> {
+        let (heartbeat, drain) = (self.config.http.heartbeat, self.shutdown.drain.begun());
+        let body = match ViewBody::new(reader, format, heartbeat, drain) {
+            Ok(view) => Body::View(Box::pin(view)),
+            Err(reader) => self.events(reader, reset),
+        };
+        let mut response = Response::new(body);
+        views::insert_headers(format, response.headers_mut());
+        response
+    }
+
+    /// A run's events as a body of Server-Sent Events.
     pub(super) fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
         let run = reader.tail().run();
         let reset = reset.map(|(id, why)| {

@@ -44,6 +44,11 @@ const HEARTBEAT: Bytes = Bytes::from_static(b":\n");
 /// Puts on the headers of an event stream.
 pub fn insert_headers(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    insert_stream_headers(headers);
+}
+
+/// Puts on the headers of whatever comes bit by bit.
+pub(super) fn insert_stream_headers(headers: &mut HeaderMap) {
     // A proxy that compresses or buffers would hold events back.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -162,7 +167,7 @@ pub struct Pace {
 /// The journal could not give what follows. The connection breaks off, which makes the client come back.
 #[derive(Debug, thiserror::Error)]
 #[error("the stream broke: {0}")]
-pub struct Broken(String);
+pub struct Broken(pub(super) String);
 
 pin_project! {
     /// The body of an event stream.

@@ -110,6 +110,11 @@ impl Reader {
         Self { shared, tail, cursor: after, seat: Seat::default(), fetch_bytes, fetching: None }
     }
 
+    /// A reader of the same run, from its first event on.
+    pub fn from_start(self) -> Self {
+        Self::new(self.shared.clone(), self.tail.clone(), Seq::ZERO)
+    }
+
     /// The run that is read.
     pub fn tail(&self) -> &Arc<Tail> {
         &self.tail

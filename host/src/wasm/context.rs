@@ -18,8 +18,11 @@ use wasmtime::component::{Accessor, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use crate::format::Format;
 use crate::journal::Pair;
-use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, StoreError};
+use crate::wasm::bindings::types::{
+    EmitError, Event as GuestEvent, Format as GuestFormat, Header, StoreError,
+};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
 use crate::wasm::log::GuestLog;
 use crate::wasm::run::Run;
@@ -168,6 +171,17 @@ impl runs::HostRun for Context {
 
     fn open(&mut self, run: Resource<Run>) -> wasmtime::Result<()> {
         self.session.open(self.table.get(&run)?);
+        Ok(())
+    }
+
+    fn present_as(&mut self, run: Resource<Run>, format: GuestFormat) -> wasmtime::Result<()> {
+        self.table.get(&run)?.wish_for(match format {
+            GuestFormat::Events => Format::Events,
+            GuestFormat::Text => Format::Text,
+            GuestFormat::Lines => Format::Lines,
+            GuestFormat::Document => Format::Document,
+            GuestFormat::UiMessages => Format::UiMessages,
+        });
         Ok(())
     }
 

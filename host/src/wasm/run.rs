@@ -28,6 +28,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use crate::fault::Fault;
+use crate::format::Format;
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
 use crate::wasm::chunks::Chunks;
@@ -101,6 +102,7 @@ struct Progress {
     now: Mark,
     /// Where the turns handed to the journal end.
     submitted: Mark,
+    wish: Option<Format>,
     answer: Option<oneshot::Sender<Answered>>,
 }
 
@@ -129,8 +131,8 @@ pub enum Answer {
     Response(Head, Bytes),
     /// A response whose body comes as the guest writes it.
     Chunks(Head, Chunks),
-    /// The run's events.
-    Events(Reader),
+    /// The run's events, and the format in which they suit who takes any.
+    Events(Reader, Option<Format>),
     /// Nothing: the run is over and emitted nothing.
     NoContent,
     /// The run failed before it answered.
@@ -178,7 +180,7 @@ impl Run {
         // A resumed run is on record, and who comes back to it reads its events.
         let resumed = origin.resumed_after.is_some();
         let mark = Mark { recorded: resumed, streaming: resumed, seq, ended: false };
-        let progress = Mutex::new(Progress { now: mark, submitted: mark, answer });
+        let progress = Mutex::new(Progress { now: mark, submitted: mark, wish: None, answer });
         let (cancelled, cancel) = (AtomicBool::new(false), Notify::new());
         Self(Arc::new(Inner { id, ledger, tail, origin, cancelled, cancel, progress }))
     }
@@ -267,6 +269,16 @@ impl Run {
     pub(super) fn open(&self, module: Digest, writes: &mut Vec<Write>) -> bool {
         self.record(module, writes);
         !std::mem::replace(&mut self.progress().now.streaming, true)
+    }
+
+    /// The agent's wish how clients that take any format get the events.
+    pub(super) fn wish(&self) -> Option<Format> {
+        self.progress().wish
+    }
+
+    /// Sets that wish, which counts when the stream opens.
+    pub(super) fn wish_for(&self, format: Format) {
+        self.progress().wish = Some(format);
     }
 
     /// Numbers an event of the guest and adds it to the turn.

@@ -254,7 +254,7 @@ impl Session {
         making.touch(run);
         if run.open(self.module, &mut making.writes) {
             let reader = self.ledger.reader(run.tail().clone());
-            making.answers.push((run.clone(), Answer::Events(reader)));
+            making.answers.push((run.clone(), Answer::Events(reader, run.wish())));
         }
     }
 
