@@ -75,8 +75,10 @@ impl Host {
             unfinished,
             config.resumptions_at_once,
         );
-        let api = Arc::new(Api { config, registry, directory, journal, shutdown });
-        let (registry, resumptions) = (api.registry.clone(), Arc::new(resumptions));
+        let resumptions = Arc::new(resumptions);
+        let api = Api { config, registry, directory, journal, resumptions, shutdown };
+        let api = Arc::new(api);
+        let (registry, resumptions) = (api.registry.clone(), api.resumptions.clone());
         let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);
         Ok(Self { api, admin: Arc::new(admin) })
     }

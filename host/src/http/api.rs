@@ -27,11 +27,12 @@ use tokio::sync::oneshot;
 
 use super::accept::Accept;
 use super::problem::Problem;
-use super::route::{self, Route};
+use super::route::{self, Resource, Route};
+use super::runs::LAST_EVENT_ID;
 use super::sse::{self, EventsBody, Pace};
 use super::views::{self, ViewBody};
 use super::{Body, BodyError, cors};
-use crate::agent::{self, Deployed, Directory, Refused, Registry};
+use crate::agent::{self, Deployed, Directory, Refused, Registry, Resumptions};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::format::Format;
@@ -44,7 +45,6 @@ use crate::wasm::{
 
 const RUN: HeaderName = HeaderName::from_static("bureau-run");
 const MODULE: HeaderName = HeaderName::from_static("bureau-module");
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// How many characters of an id are repeated to the client that sent it.
 const MAX_ECHO: usize = 128;
@@ -69,6 +69,7 @@ pub struct Api {
     pub registry: Arc<Registry>,
     pub directory: Directory,
     pub journal: Journal,
+    pub resumptions: Arc<Resumptions>,
     pub shutdown: Shutdown,
 }
 
@@ -84,13 +85,21 @@ impl Api {
     ) -> impl Future<Output = Response<Body>> + use<> {
         let cors = &self.config.cors;
         if let Some(allowed) = cors::preflight(cors, &request) {
-            return Right(ready(allowed));
+            return Right(Left(ready(allowed)));
         }
         let accept = Accept::of(request.headers());
         let origin = cors::origin(cors, request.headers());
-        let asked = match Asked::of(request) {
-            Ok(asked) => asked,
-            Err(problem) => return Right(ready(self.respond(Err(problem), accept, origin))),
+        let url = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let asked = match route::parse(request.method(), url) {
+            Ok(Route::Agent { instance, path }) => Asked::of(request, instance, path),
+            Ok(Route::Resource(resource)) => {
+                let answered = Box::pin(async move {
+                    let answered = self.resource(resource, &request).await;
+                    self.respond(answered, accept, origin)
+                });
+                return Right(Right(answered));
+            }
+            Err(problem) => return Right(Left(ready(self.respond(Err(problem), accept, origin)))),
         };
         // One after the other in the same place, which many requests have at once while they wait.
         Left(self.clone().begin(asked, accept).then(move |begun| match begun {
@@ -100,6 +109,22 @@ impl Api {
             }
             Err(problem) => Right(ready(self.respond(Err(problem), accept, origin))),
         }))
+    }
+
+    /// A request for what the host knows itself.
+    async fn resource(
+        &self,
+        resource: Resource,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, Problem> {
+        match resource {
+            Resource::Run(run) => self.run_events(run, request).await,
+            Resource::RunStatus(run) => self.run(run).await,
+            Resource::CancelRun(run) => self.cancel(run).await,
+            Resource::Runs(query) => self.runs(query).await,
+            Resource::Events(instance) => Ok(self.instance_events(&instance)),
+            Resource::Latest(instance) => Ok(self.latest(&instance, request)),
+        }
     }
 
     /// The response of an answer or a problem, for a request of this origin.
@@ -287,7 +312,12 @@ impl Api {
     }
 
     /// A run's events in a format.
-    fn stream(&self, reader: Reader, format: Format, reset: Option<Reset>) -> Response<Body> {
+    pub(super) fn stream(
+        &self,
+        reader: Reader,
+        format: Format,
+        reset: Option<Reset>,
+    ) -> Response<Body> {
         let (heartbeat, drain) = (self.config.http.heartbeat, self.shutdown.drain.begun());
         let body = match ViewBody::new(reader, format, heartbeat, drain) {
             Ok(view) => Body::View(Box::pin(view)),
@@ -355,16 +385,15 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(request: Request<Incoming>) -> Result<Self, Problem> {
+    fn of(request: Request<Incoming>, instance: InstanceKey, path: String) -> Self {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
         let url = uri.path_and_query().map_or("/", |target| target.as_str());
-        let Route::Agent { instance, path } = route::parse(url)?;
         let fields = || headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
         let head = RequestHead::new(url, fields);
         let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
         let last_event_id = last_event_id.map(Box::new);
-        Ok(Self { instance, method, path, head, last_event_id, body })
+        Self { instance, method, path, head, last_event_id, body }
     }
 }
 

@@ -7,6 +7,8 @@ pub mod route;
 pub mod accept;
 pub mod problem;
 pub mod sse;
+mod documents;
+mod runs;
 mod ui_messages;
 mod views;
 mod cors;

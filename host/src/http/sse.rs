@@ -102,7 +102,7 @@ pub fn frame(run: RunId, event: &Event) -> Bytes {
     bytes.into()
 }
 
-fn retry_field(retry: Duration) -> Bytes {
+pub(super) fn retry_field(retry: Duration) -> Bytes {
     format!("retry: {}\n", retry.as_millis()).into()
 }
 
@@ -259,7 +259,7 @@ impl http_body::Body for EventsBody {
 }
 
 /// A page of events on the wire. A page of one is most likely live, and its frame is shared with the other readers.
-fn frames(run: RunId, page: &Page) -> Bytes {
+pub(super) fn frames(run: RunId, page: &Page) -> Bytes {
     match &**page {
         [event] => event.frame(|event| frame(run, event)),
         events => page.sending(framed(run, events)),

@@ -4,7 +4,6 @@
 //! tails of the runs that go on, and the journal's health. Reads of state and storage are short and
 //! synchronous: one transaction, closed before they return.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
@@ -13,6 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::follower::Follower;
+use super::live::Live;
 use super::redb::RedbStore;
 use super::tail::{Gauge, Limits};
 use super::writer::{self, Queue};
@@ -37,7 +38,7 @@ pub(super) struct Shared {
     pub(super) store: Box<dyn Store>,
     pub(super) queue: Queue,
     /// The tails of all runs that are not over.
-    pub(super) live: Mutex<HashMap<RunId, Arc<Tail>>>,
+    pub(super) live: Live,
     pub(super) health: watch::Sender<Health>,
     pub(super) counts: Counts,
     pub(super) gauge: Arc<Gauge>,
@@ -69,10 +70,6 @@ pub struct Unfinished {
 }
 
 impl Shared {
-    pub(super) fn live(&self, run: RunId) -> Option<Arc<Tail>> {
-        lock(&self.live).get(&run).cloned()
-    }
-
     /// Tells those who watch, if this is news.
     pub(super) fn set_health(&self, health: Health) {
         self.health.send_if_modified(|current| {
@@ -108,11 +105,11 @@ impl Journal {
                 Unfinished { record, request, tail: Arc::new(tail) }
             })
             .collect();
-        let live = unfinished.iter().map(|run| (run.record.run, Arc::clone(&run.tail)));
+        let live = unfinished.iter().map(|run| Arc::clone(&run.tail));
         let shared = Arc::new(Shared {
             store: Box::new(store),
             queue: Queue::default(),
-            live: Mutex::new(live.collect()),
+            live: Live::of(live),
             health: watch::Sender::new(Health::Good),
             counts: Counts::default(),
             gauge,
@@ -157,6 +154,17 @@ impl Journal {
         last_event_id: &str,
     ) -> Result<Located, StoreError> {
         reader::locate(&self.0.shared, instance, last_event_id).await
+    }
+
+    /// Reads all runs of an instance, from now on.
+    pub fn follow(&self, instance: &InstanceKey) -> Follower {
+        Follower::new(Arc::clone(&self.0.shared), instance)
+    }
+
+    /// The newest run of an instance that is on record and not over, from its start.
+    pub fn latest_live(&self, instance: &InstanceKey) -> Option<Reader> {
+        let tail = self.0.shared.live.of_instance(instance).pop()?;
+        Some(self.reader(tail, Seq::ZERO))
     }
 
     /// What is known of a run.
@@ -239,7 +247,7 @@ impl Journal {
             buffered_bytes_peak: shared.gauge.peak(),
             sending_bytes: shared.sending.now(),
             sending_bytes_peak: shared.sending.peak(),
-            live_runs: lock(&shared.live).len() as u64,
+            live_runs: shared.live.len() as u64,
         }
     }
 

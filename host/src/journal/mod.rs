@@ -23,7 +23,9 @@
 //! carries; an idle reader is a cursor, an `Arc` and a registered waker.
 
 mod codec;
+mod follower;
 mod handle;
+mod live;
 mod reader;
 mod redb;
 mod tail;
@@ -46,6 +48,7 @@ use std::time::SystemTime;
 use crate::config::JournalLimits;
 use crate::id::{AgentName, Cursor, Digest, InstanceKey, RunId, Seq};
 
+pub use self::follower::{Followed, Follower};
 pub use self::handle::{Journal, Unfinished};
 pub use self::reader::{Page, Reader, Step};
 pub use self::redb::{Backend, JournalFile, StorageBackend};

@@ -256,7 +256,7 @@ pub(super) async fn locate(
 
 /// The client's place in a run that goes on, if this is one, of this instance.
 fn locate_live(shared: &Arc<Shared>, instance: &InstanceKey, cursor: Cursor) -> Option<Located> {
-    let tail = shared.live(cursor.run)?;
+    let tail = shared.live.get(cursor.run)?;
     (tail.instance() == instance).then(|| place(shared, tail, cursor.seq))
 }
 
