@@ -15,6 +15,8 @@ mod deployments;
 mod openapi;
 mod migration;
 mod cancel;
+mod formats;
+mod runs;
 mod turns;
 mod faults;
 mod memory;

@@ -65,7 +65,7 @@ pub use self::error::{Error, Result};
 pub use self::event::{EmitError, Event};
 pub use self::reply::{Body, Chunks, ClientLeft, Reply};
 pub use self::request::Request;
-pub use self::run::Run;
+pub use self::run::{Format, Run};
 pub use self::storage::{Storage, StoreError};
 pub use self::wasi::{ConfigError, config, sleep};
 
@@ -76,7 +76,7 @@ pub mod prelude {
     pub use http::{HeaderValue, Method, StatusCode, header};
 
     pub use crate::{
-        Agent, Either, Error, Event, Migrate, Reply, Request, Result, Resume, Run, Storage, Value,
-        config, join, join_all, json, select, sleep,
+        Agent, Either, Error, Event, Format, Migrate, Reply, Request, Result, Resume, Run, Storage,
+        Value, config, join, join_all, json, select, sleep,
     };
 }
