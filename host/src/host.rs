@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use crate::agent::{API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions};
 use crate::config::Config;
 use crate::http::admin::{Admin, Readiness};
-use crate::http::api::Api;
+use crate::http::api::{Api, Keys};
 use crate::http::server;
 use crate::id::AgentName;
 use crate::journal::{self, Backend, Health, Journal, Unfinished};
@@ -76,7 +76,15 @@ impl Host {
             config.resumptions_at_once,
         );
         let resumptions = Arc::new(resumptions);
-        let api = Api { config, registry, directory, journal, resumptions, shutdown };
+        let api = Api {
+            config,
+            registry,
+            directory,
+            journal,
+            resumptions,
+            keys: Keys::default(),
+            shutdown,
+        };
         let api = Arc::new(api);
         let (registry, resumptions) = (api.registry.clone(), api.resumptions.clone());
         let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);

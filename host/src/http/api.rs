@@ -27,6 +27,8 @@ use tokio::sync::oneshot;
 
 use super::accept::Accept;
 use super::problem::Problem;
+pub use super::repeat::Keys;
+use super::repeat::{self, Registered, Terms};
 use super::route::{self, Resource, Route};
 use super::runs::LAST_EVENT_ID;
 use super::sse::{self, EventsBody, Pace};
@@ -70,11 +72,12 @@ pub struct Api {
     pub directory: Directory,
     pub journal: Journal,
     pub resumptions: Arc<Resumptions>,
+    pub keys: Keys,
     pub shutdown: Shutdown,
 }
 
 /// A request that cannot be resumed: the id it came with, and why.
-type Reset = (String, NotResumable);
+pub(super) type Reset = (String, NotResumable);
 
 impl Api {
     /// Answers a request. What is needed of its head is copied before this returns and the head let go of: hyper reads on
@@ -91,7 +94,12 @@ impl Api {
         let origin = cors::origin(cors, request.headers());
         let url = request.uri().path_and_query().map_or("/", |target| target.as_str());
         let asked = match route::parse(request.method(), url) {
-            Ok(Route::Agent { instance, path }) => Asked::of(request, instance, path),
+            Ok(Route::Agent { instance, path }) => match Asked::of(request, instance, path) {
+                Ok(asked) => asked,
+                Err(problem) => {
+                    return Right(Left(ready(self.respond(Err(problem), accept, origin))));
+                }
+            },
             Ok(Route::Resource(resource)) => {
                 let answered = Box::pin(async move {
                     let answered = self.resource(resource, &request).await;
@@ -176,7 +184,66 @@ impl Api {
             // Reading a body takes as long as the client does, and the module may have been swapped meanwhile.
             deployed = current().unwrap_or(deployed);
         }
-        Ok(Begun::Run(self.call(asked, body, deployed, reset)?))
+        match asked.terms.take() {
+            None => Ok(Begun::Run(self.call(asked, body, deployed, reset)?)),
+            Some(terms) => {
+                Box::pin(self.begin_on_terms(asked, &terms, body, deployed, reset, accept)).await
+            }
+        }
+    }
+
+    /// A request whose run is on record before it begins.
+    async fn begin_on_terms(
+        &self,
+        asked: Asked,
+        terms: &Terms,
+        body: Bytes,
+        deployed: Arc<Deployed>,
+        reset: Option<Reset>,
+        accept: Accept,
+    ) -> Result<Begun, Problem> {
+        let Asked { instance, method, path, head, .. } = asked;
+        let module = deployed.module.digest();
+        let fingerprint =
+            Digest::of_all(&[method.as_str().as_bytes(), b" ", path.as_bytes(), b"\n", &body]);
+        let request = AgentRequest { method: method.as_str().to_owned(), path, body };
+        let kept = deployed.module.resumes().then(|| agent::keep(&request, &head));
+        let registered = self.register(&instance, module, terms, fingerprint, kept.clone()).await?;
+        let accepted = |run| Begun::Answered(Box::new(repeat::accepted(run, module)));
+        let tail = match registered {
+            Registered::Known(run) if terms.respond_async => return Ok(accepted(run)),
+            Registered::Known(run) => {
+                let attached = self.attach(run, accept, None).await?;
+                return Ok(Begun::Answered(Box::new(attached)));
+            }
+            Registered::Begun(tail) => tail,
+        };
+        let (sender, answered) = oneshot::channel();
+        let origin = Origin {
+            last_event_id: reset.as_ref().map(|(id, _)| id.as_str().into()),
+            request: kept,
+            keeps_reply: true,
+            head,
+            ..Origin::default()
+        };
+        let run = Run::on_record(tail.clone(), origin, sender);
+        let sent = self.directory.send(&instance, &deployed, |_| Call {
+            run,
+            request,
+            entry: Entry::Request,
+        });
+        match sent {
+            Ok(sent) => sent.serve(),
+            Err(Refused { fault, .. }) => {
+                self.never_begun(&tail, &fault);
+                return Err(fault.into());
+            }
+        }
+        let id = tail.run();
+        Ok(match terms.respond_async {
+            true => accepted(id),
+            false => Begun::Run(BegunRun { id, instance, reset, answered }),
+        })
     }
 
     /// Answers a client that says where it stopped reading, if that can be told.
@@ -381,11 +448,16 @@ struct Asked {
     head: RequestHead,
     /// Not empty. In a box, as few have one.
     last_event_id: Option<Box<HeaderValue>>,
+    terms: Option<Box<Terms>>,
     body: Incoming,
 }
 
 impl Asked {
-    fn of(request: Request<Incoming>, instance: InstanceKey, path: String) -> Self {
+    fn of(
+        request: Request<Incoming>,
+        instance: InstanceKey,
+        path: String,
+    ) -> Result<Self, Problem> {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
         let url = uri.path_and_query().map_or("/", |target| target.as_str());
@@ -393,7 +465,8 @@ impl Asked {
         let head = RequestHead::new(url, fields);
         let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
         let last_event_id = last_event_id.map(Box::new);
-        Self { instance, method, path, head, last_event_id, body }
+        let terms = Terms::of(&headers)?;
+        Ok(Self { instance, method, path, head, last_event_id, terms, body })
     }
 }
 
@@ -417,7 +490,7 @@ pub(super) fn no_content() -> Response<Body> {
 }
 
 /// Says which run on which module answered.
-fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
+pub(super) fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
     let headers = response.headers_mut();
     headers.insert(RUN, value(run));
     headers.insert(MODULE, value(module));
@@ -428,7 +501,7 @@ fn value(id: impl std::fmt::Display) -> HeaderValue {
 }
 
 /// An agent's response, as far as HTTP can carry it.
-fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
+pub(super) fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
     let bad = |why: String| Fault::BadResponse(why);
     let status = StatusCode::from_u16(head.status)
         .ok()

@@ -8,6 +8,7 @@ pub mod accept;
 pub mod problem;
 pub mod sse;
 mod documents;
+mod repeat;
 mod runs;
 mod ui_messages;
 mod views;

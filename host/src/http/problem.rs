@@ -55,8 +55,14 @@ pub enum Problem {
     NothingToRollBackTo,
     /// A module could not be kept, or could not be loaded from where it is kept; the text says why.
     ModuleNotStored(String),
+    /// The key of the request was that of another request.
+    KeyReused,
+    /// What the run answered that the request's key stands for is not kept.
+    ReplyNotKept,
     /// The run could not begin, or did not end well.
     Fault(Fault),
+    /// What a run that has failed said of it, as it is kept.
+    Again { status: StatusCode, document: String },
 }
 
 impl From<Fault> for Problem {
@@ -74,13 +80,14 @@ impl Problem {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::CrossOrigin(_) => StatusCode::FORBIDDEN,
             Self::DigestMismatch(_) => StatusCode::PRECONDITION_FAILED,
-            Self::ModuleRefused(..) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::ModuleRefused(..) | Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::ModuleNotStored(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::RunEnded | Self::NothingToRollBackTo => StatusCode::CONFLICT,
+            Self::RunEnded | Self::NothingToRollBackTo | Self::ReplyNotKept => StatusCode::CONFLICT,
+            Self::Again { status, .. } => *status,
             Self::Fault(fault) => match fault {
                 Fault::UnknownAgent => StatusCode::NOT_FOUND,
                 Fault::InstanceBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -103,6 +110,16 @@ impl Problem {
         }
     }
 
+    /// The problem that a run has failed with, from the document that is kept of it, which has no status.
+    pub fn again(document: &str) -> Self {
+        let mut members: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(document).unwrap_or_default();
+        let code = members.get("code").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let status = status_of_failed(code);
+        members.insert("status".into(), status.as_u16().into());
+        Self::Again { status, document: serde_json::Value::Object(members).to_string() }
+    }
+
     /// Whether the same request may well succeed a little later.
     pub fn is_passing(&self) -> bool {
         matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
@@ -110,6 +127,9 @@ impl Problem {
 
     /// The document of this problem.
     pub fn json(&self) -> String {
+        if let Self::Again { document, .. } = self {
+            return document.clone();
+        }
         self.facts().json(Some(self.status().as_u16()))
     }
 
@@ -203,9 +223,31 @@ impl Problem {
             Self::ModuleNotStored(why) => {
                 ("module-not-stored", "Module not stored", why.clone().into())
             }
+            Self::KeyReused => (
+                "key-reused",
+                "Key reused",
+                "another request to this instance had this Idempotency-Key; a new request takes a new one".into(),
+            ),
+            Self::ReplyNotKept => (
+                "reply-not-kept",
+                "Reply not kept",
+                "the run that this key began has answered, with a body that is not kept".into(),
+            ),
             Self::Fault(fault) => return fault.facts(),
+            Self::Again { .. } => return Fault::Internal.facts(),
         };
         Facts { code, title, detail, source: Source::Host }
+    }
+}
+
+/// The status of a run that failed with this code after it had begun.
+fn status_of_failed(code: &str) -> StatusCode {
+    match code {
+        "bad-request" => StatusCode::BAD_REQUEST,
+        "cancelled" => StatusCode::CONFLICT,
+        "agent-trapped" | "bad-response" => StatusCode::BAD_GATEWAY,
+        limit if limit.ends_with("-limit") => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -321,5 +363,29 @@ mod tests {
         }
         let response = Problem::from(Fault::UnknownAgent).response(event_source(), RETRY);
         assert_eq!(response.status(), 404, "what no retry mends stays final");
+    }
+
+    #[test]
+    fn a_failure_that_is_told_again_has_the_status_that_it_had() {
+        let faults = [
+            Fault::BadRequest("no".into()),
+            Fault::AgentFailed,
+            Fault::AgentTrapped,
+            Fault::Limit(Limit::Turn(5)),
+            Fault::BadResponse("no".into()),
+            Fault::Cancelled,
+            Fault::Interrupted,
+            Fault::GaveUp,
+            Fault::Internal,
+        ];
+        for fault in faults {
+            let again = Problem::again(&fault.json());
+            let first = Problem::from(fault);
+            assert_eq!(again.status(), first.status());
+            let json = |problem: &Problem| {
+                serde_json::from_str::<serde_json::Value>(&problem.json()).unwrap()
+            };
+            assert_eq!(json(&again), json(&first));
+        }
     }
 }

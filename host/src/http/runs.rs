@@ -32,7 +32,7 @@ use super::sse::{self, Broken};
 use super::{Body, BodyError};
 use crate::fault::Fault;
 use crate::format::Format;
-use crate::id::{Cursor, InstanceKey, RunId, Seq};
+use crate::id::{InstanceKey, RunId};
 use crate::journal::{Followed, Follower, Located, NotResumable, Reader, StoreError};
 use crate::shutdown::Begun;
 
@@ -113,12 +113,11 @@ impl Api {
                 Located::Not(why) => reset = Some((id, why)),
             }
         }
-        match locate(&Cursor { run, seq: Seq::ZERO }.to_string()).await? {
-            Located::At(reader) => Ok(self.attached(reader, format, reset, request)),
-            Located::CaughtUp(_) => Ok(no_content()),
-            // Retention may delete a run between two reads.
-            Located::Not(_) => Err(Problem::NoSuchRun),
+        let mut response = self.attach(run, accept, reset).await?;
+        if request.method() == Method::HEAD {
+            *response.body_mut() = Body::empty();
         }
+        Ok(response)
     }
 
     fn attached(

@@ -18,8 +18,8 @@ use super::redb::RedbStore;
 use super::tail::{Gauge, Limits};
 use super::writer::{self, Queue};
 use super::{
-    Backend, DeploymentRecord, Health, Lane, Located, Options, Pair, Reader, RunPage, RunRecord,
-    Stats, Store, StoreError, Tail, lock, reader,
+    Backend, DeploymentRecord, Health, Keyed, Lane, Located, Options, Pair, Reader, RunPage,
+    RunRecord, Stats, Store, StoreError, Tail, lock, reader,
 };
 use crate::id::{Digest, InstanceKey, RunId, Seq};
 
@@ -182,6 +182,26 @@ impl Journal {
         matches: &dyn Fn(&InstanceKey) -> bool,
     ) -> Result<RunPage, StoreError> {
         self.0.shared.store.runs(before, limit, matches)
+    }
+
+    /// The runs of an instance that began before this one, newest first: at most `limit`.
+    pub fn runs_of(
+        &self,
+        instance: &InstanceKey,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<RunPage, StoreError> {
+        self.0.shared.store.runs_of(instance, before, limit)
+    }
+
+    /// The run that a request with this key began on this instance, durably, and the request's fingerprint.
+    pub fn keyed(&self, instance: &InstanceKey, key: &str) -> Result<Option<Keyed>, StoreError> {
+        self.0.shared.store.keyed(instance, key)
+    }
+
+    /// What a run answered durably, if that is kept.
+    pub fn reply(&self, run: RunId) -> Result<Option<Bytes>, StoreError> {
+        self.0.shared.store.reply(run)
     }
 
     /// All kept deployments, by agent, oldest first.

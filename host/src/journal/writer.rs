@@ -324,7 +324,12 @@ fn publish(shared: &Shared, batch: Vec<Submitted>) {
                 shared.live.end(tail.run());
                 tail.end(outcome.clone());
             }
-            Write::Start { .. } | Write::State(_) | Write::Storage { .. } | Write::Module(_) => {}
+            Write::Start { .. }
+            | Write::State(_)
+            | Write::Storage { .. }
+            | Write::Module(_)
+            | Write::Key { .. }
+            | Write::Reply { .. } => {}
         }
     }
     let counts = &shared.counts;

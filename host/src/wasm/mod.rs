@@ -3,7 +3,7 @@
 //! `engine` makes the one engine, linker and clock; `module` turns bytes into something that can be
 //! instantiated, and `capabilities` says what it would need; `run`, `ledger` and `session` are what a call, an instance and a store have written; `context`
 //! is what a guest can call, `store` a live component instance, `chunks` the way of a raw body, `log` where
-//! a guest's output goes, and `feed` where an operator hears of what happens.
+//! a guest's output goes, `kept` what of an answer is kept, and `feed` where an operator hears of what happens.
 
 mod bindings;
 mod capabilities;
@@ -11,6 +11,7 @@ mod chunks;
 mod context;
 mod engine;
 mod feed;
+mod kept;
 mod ledger;
 mod load;
 mod log;
@@ -24,6 +25,7 @@ pub use self::chunks::{Chunk, Chunks, Truncated};
 pub use self::context::Variables;
 pub use self::engine::{Engine, EngineError, Modules};
 pub use self::feed::{Feed, Happening, News, Watcher};
+pub use self::kept::KeptReply;
 pub use self::ledger::Ledger;
 pub use self::load::Load;
 pub use self::module::{Gate, Inspection, LoadError, LoadKnownError, Module, Shape, inspect};

@@ -32,6 +32,7 @@ use crate::format::Format;
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
 use crate::wasm::chunks::Chunks;
+use crate::wasm::kept::KeptReply;
 use crate::wasm::ledger::Ledger;
 
 /// A run that may be shared between its store, the actor and whoever cancels it.
@@ -59,6 +60,8 @@ pub struct Origin {
     pub last_event_id: Option<Box<str>>,
     /// The request as a resumption needs it, if the module resumes.
     pub request: Option<Bytes>,
+    /// Whether what it answers is kept, as someone may ask for it later.
+    pub keeps_reply: bool,
     /// A resumed run's last durable event.
     pub resumed_after: Option<Seq>,
     /// Closed when the run is gone, for whoever bounds the number of resumptions under way.
@@ -164,6 +167,17 @@ impl Run {
         Self::of(id, Some(ledger), OnceLock::new(), origin, Some(answer))
     }
 
+    /// A new run that is on record already, with this tail.
+    pub fn on_record(tail: Arc<Tail>, origin: Origin, answer: oneshot::Sender<Answered>) -> Self {
+        let run = Self::of(tail.run(), None, tail.into(), origin, Some(answer));
+        {
+            let mut progress = run.progress();
+            progress.now.recorded = true;
+            progress.submitted.recorded = true;
+        }
+        run
+    }
+
     /// The run of this tail, which is on record: no client waits for its answer.
     pub fn again(tail: Arc<Tail>, origin: Origin) -> Self {
         Self::of(tail.run(), None, tail.into(), origin, None)
@@ -179,7 +193,9 @@ impl Run {
         let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
         // A resumed run is on record, and who comes back to it reads its events.
         let resumed = origin.resumed_after.is_some();
-        let mark = Mark { recorded: resumed, streaming: resumed, seq, ended: false };
+        // But for one that has emitted nothing and keeps its reply for them.
+        let streaming = resumed && !(origin.keeps_reply && seq == Seq::ZERO);
+        let mark = Mark { recorded: resumed, streaming, seq, ended: false };
         let progress = Mutex::new(Progress { now: mark, submitted: mark, wish: None, answer });
         let (cancelled, cancel) = (AtomicBool::new(false), Notify::new());
         Self(Arc::new(Inner { id, ledger, tail, origin, cancelled, cancel, progress }))
@@ -207,6 +223,7 @@ impl Run {
         let origin = Origin {
             head: origin.head.clone(),
             request: origin.request.clone(),
+            keeps_reply: origin.keeps_reply,
             resumed_after: Some(seq),
             ..Origin::default()
         };
@@ -298,6 +315,16 @@ impl Run {
         event.seq = progress.now.seq;
         writes.push(Write::Event { tail: self.tail().clone(), event: Arc::new(event) });
         progress.now.seq
+    }
+
+    /// Keeps an answer, if the run is to.
+    pub(super) fn keep(&self, answer: &Answer, max_bytes: usize, writes: &mut Vec<Write>) {
+        if !self.0.origin.keeps_reply || self.is_streaming() {
+            return;
+        }
+        if let Some(kept) = KeptReply::of(answer, max_bytes) {
+            writes.push(Write::Reply { tail: self.tail().clone(), reply: kept.encode() });
+        }
     }
 
     /// Ends the run in this turn: a stream by its last event if it failed, and by its outcome on record.

@@ -348,6 +348,7 @@ impl Session {
         let mut making = self.making();
         making.touch(run);
         let streamed = run.is_streaming();
+        run.keep(&answer, self.limits.value_bytes, &mut making.writes);
         let failure = if let Answer::Failed(fault) = &answer { Some(fault.clone()) } else { None };
         run.end(failure.as_ref(), &mut making.writes);
         match answer {
@@ -370,7 +371,9 @@ impl Session {
 
     /// A run answers with a chunked body, which goes on until it is [concluded](Session::conclude).
     pub(super) fn answer(&self, run: &Run, answer: Answer) {
-        self.making().answers.push((run.clone(), answer));
+        let mut making = self.making();
+        run.keep(&answer, self.limits.value_bytes, &mut making.writes);
+        making.answers.push((run.clone(), answer));
     }
 
     /// The chunked body of a run is complete.
