@@ -17,6 +17,7 @@ mod migration;
 mod cancel;
 mod formats;
 mod runs;
+mod repeat;
 mod turns;
 mod faults;
 mod memory;
