@@ -16,6 +16,7 @@ mod openapi;
 mod migration;
 mod cancel;
 mod turns;
+mod limits;
 mod faults;
 mod memory;
 mod floors;

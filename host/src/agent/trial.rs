@@ -40,7 +40,7 @@ impl Trial<'_> {
         let key = InstanceKey::new(deployed.agent.clone(), &name)
             .map_err(|error| LoadError::NotInstantiated(error.to_string()))?;
         let ledger = Arc::new(Ledger::new(self.journal.clone(), self.feed.clone(), key));
-        let load = Arc::new(Load::new(Instant::now()));
+        let load = Arc::new(Load::new(Instant::now(), Arc::default()));
         let session =
             Session::new(ledger.clone(), deployed.running(), deployed.limits.clone(), load);
         let session = Arc::new(session);

@@ -6,7 +6,7 @@
 //! table of handles. Functions that never wait add to the turn; those that wait do so concurrently, so that
 //! other calls on the instance go on meanwhile.
 //!
-//! **Limits.** Each value's size, the turn's, and the memory of the store, by configuration. A guest that
+//! **Limits.** Each value's size, the turn's, and what the store is made of, by configuration. A guest that
 //! exceeds one gets an error where the interface has one, and traps where it has none.
 //!
 //! **Cost.** Less than a microsecond a call, beyond what the function does.
@@ -18,6 +18,7 @@ use wasmtime::component::{Accessor, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use crate::config::InstanceLimits;
 use crate::journal::Pair;
 use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, StoreError};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
@@ -35,7 +36,7 @@ pub(super) struct Context {
     /// Made when the guest first asks for something of it, which many never do.
     wasi: Option<WasiCtx>,
     pub(super) table: ResourceTable,
-    memory: MemoryLimit,
+    limiter: Limiter,
 }
 
 /// A guest used up what it may have.
@@ -46,16 +47,19 @@ pub(super) enum LimitReached {
     Cpu(u64),
 }
 
-struct MemoryLimit {
+/// What the store may be made of.
+struct Limiter {
+    limits: Arc<InstanceLimits>,
+    /// Bytes of memory.
     used: usize,
-    limit: usize,
+    /// Whether the guest asked for more of them than it may have.
     reached: bool,
 }
 
 impl Context {
     pub(super) fn new(session: Arc<Session>, variables: Variables) -> Self {
-        let memory = MemoryLimit { used: 0, limit: session.limits().memory_bytes, reached: false };
-        Self { session, variables, wasi: None, table: ResourceTable::new(), memory }
+        let limiter = Limiter { limits: session.limits().clone(), used: 0, reached: false };
+        Self { session, variables, wasi: None, table: ResourceTable::new(), limiter }
     }
 
     /// What the store and its actor share.
@@ -65,12 +69,12 @@ impl Context {
 
     /// Whether the guest asked for more memory than it may have.
     pub(super) fn memory_limit_reached(&self) -> bool {
-        self.memory.reached
+        self.limiter.reached
     }
 
     /// The store's limiter.
     pub(super) fn limiter(&mut self) -> &mut dyn ResourceLimiter {
-        &mut self.memory
+        &mut self.limiter
     }
 
     /// What happens on an epoch tick in guest code: give way from the second one on, or end when it has been too long.
@@ -99,6 +103,9 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
     config::add_to_linker::<_, Own>(linker, |context| context)
 }
 
+/// The most random bytes of one call, in which the guest does not give way: some milliseconds.
+const MAX_RANDOM: u64 = 1 << 20;
+
 /// Clocks, random numbers, and a log for what the guest prints.
 fn without_grants(session: &Arc<Session>) -> WasiCtx {
     let log = |stream| GuestLog::new(session.clone(), stream);
@@ -107,6 +114,7 @@ fn without_grants(session: &Arc<Session>) -> WasiCtx {
         .stderr(log("stderr"))
         .allow_tcp(false)
         .allow_udp(false)
+        .max_random_size(MAX_RANDOM)
         .build()
 }
 
@@ -117,7 +125,7 @@ impl WasiView for Context {
     }
 }
 
-impl ResourceLimiter for MemoryLimit {
+impl ResourceLimiter for Limiter {
     fn memory_growing(
         &mut self,
         current: usize,
@@ -125,8 +133,9 @@ impl ResourceLimiter for MemoryLimit {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let used = self.used + desired.saturating_sub(current);
-        self.reached |= used > self.limit;
-        if used > self.limit {
+        let limit = self.limits.memory_bytes;
+        self.reached |= used > limit;
+        if used > limit {
             return Ok(false);
         }
         self.used = used;
@@ -141,6 +150,18 @@ impl ResourceLimiter for MemoryLimit {
     ) -> wasmtime::Result<bool> {
         // The pool's own limit on a table's elements holds.
         Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.core_instances
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables
     }
 }
 
@@ -242,6 +263,8 @@ fn written(written: Result<(), WriteRefused>) -> wasmtime::Result<Result<(), Sto
         Err(WriteRefused::Outdated(outdated)) => {
             Ok(Err(StoreError::Unavailable(outdated.to_string())))
         }
+        Err(WriteRefused::StorageFull(full)) => Ok(Err(StoreError::Invalid(full.to_string()))),
+        Err(WriteRefused::Unreadable(fault)) => Ok(Err(unavailable(fault))),
         Err(WriteRefused::TurnTooLarge(too_large)) => Err(too_large.into()),
     }
 }

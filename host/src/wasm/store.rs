@@ -14,6 +14,7 @@ use std::future::{poll_fn, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context as Waking, Poll, Waker};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use tokio::sync::mpsc;
 use wasmtime::component::{Accessor, StreamReader};
 use wasmtime::{Store, Trap};
 
+use crate::config::InstanceLimits;
 use crate::fault::{Fault, Limit};
 use crate::id::Seq;
 use crate::wasm::bindings::types::{AgentError, Body, Header, Reply, Request as GuestRequest};
@@ -96,6 +98,8 @@ impl LiveStore {
     ) -> Result<Self, StartError> {
         let mut store = Store::new(&engine.engine, Context::new(session.clone(), variables));
         store.limiter(Context::limiter);
+        store.set_max_component_handles(session.limits().handles);
+        store.set_hostcall_fuel(session.limits().memory_bytes);
         store.epoch_deadline_callback(Context::tick);
         store.set_epoch_deadline(1);
         // Guest code can run here already, and has the same limits as later.
@@ -261,6 +265,7 @@ fn take_over(session: &Session, document: Option<String>) -> Result<(), String> 
 }
 
 fn panicked(session: &Session) -> Fault {
+    session.ledger().feed().counts.panics.fetch_add(1, Ordering::Relaxed);
     tracing::error!(instance = %session.ledger().key(), "a host function panicked");
     Fault::Internal
 }
@@ -277,7 +282,7 @@ fn classify(cause: &wasmtime::Error, context: &Context) -> Fault {
     } else if context.memory_limit_reached() {
         Fault::Limit(Limit::Memory(session.limits().memory_bytes))
     } else {
-        Fault::AgentTrapped
+        told_by(cause, session.limits()).map_or(Fault::AgentTrapped, Fault::Limit)
     };
     let trap = cause.downcast_ref::<Trap>().map(tracing::field::display);
     tracing::warn!(
@@ -285,6 +290,19 @@ fn classify(cause: &wasmtime::Error, context: &Context) -> Fault {
         "the instance failed: {cause:?}"
     );
     fault
+}
+
+/// The limit of a store that a guest went over, where wasmtime tells it by nothing but text.
+fn told_by(cause: &wasmtime::Error, limits: &InstanceLimits) -> Option<Limit> {
+    let texts = [
+        ("resource limit exceeded: instance count", Limit::CoreInstances(limits.core_instances)),
+        ("resource limit exceeded: memory count", Limit::Memories(limits.memories)),
+        ("resource limit exceeded: table count", Limit::Tables(limits.tables)),
+        ("store handle limit exceeded", Limit::Handles(limits.handles)),
+        ("fuel allocated for hostcalls", Limit::Memory(limits.memory_bytes)),
+    ];
+    let told = cause.root_cause().to_string();
+    texts.into_iter().find(|(text, _)| told.contains(text)).map(|(_, limit)| limit)
 }
 
 /// What a guest returned.
@@ -379,4 +397,43 @@ fn answer_chunks(
     let (pipe, chunks) = chunks::channel(session.clone(), run.clone());
     session.answer(&run, Answer::Chunks(head, chunks));
     accessor.with(|access| stream.pipe(access, pipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::StoreContextMut;
+    use wasmtime::component::Resource;
+
+    use super::*;
+    use crate::config::InstanceLimits;
+    use crate::wasm::testing::Bench;
+
+    /// An agent that opens its stream, with a function of the host that panics instead.
+    #[tokio::test]
+    async fn a_panic_of_a_host_function_ends_the_runs_of_its_instance_and_is_counted() {
+        let bench = Bench::new();
+        let mut engine = Engine::new(1, 1 << 20, bench.directory.path().into()).unwrap();
+        engine.linker.allow_shadowing(true);
+        let mut runs = engine.linker.instance("bureau:agent/runs@0.1.0").unwrap();
+        let open = |_: StoreContextMut<'_, Context>, _: (Resource<Run>,)| -> wasmtime::Result<()> {
+            panic!("on purpose")
+        };
+        runs.func_wrap("[method]run.open", open).unwrap();
+        let body = "(call $open (local.get 0)) i32.const 0";
+        let agent = include_str!("../../../tests/guests/agent.wat").replace("BODY", body);
+        let module = Module::load(&engine, &wat::parse_str(agent).unwrap()).unwrap();
+
+        let session = bench.session(module.digest(), InstanceLimits::default());
+        let store = LiveStore::start(&engine, &module, session, Variables::default()).await;
+        let (run, answered) = bench.run();
+        let request = Request { method: "GET".into(), path: "/".into(), body: Bytes::new() };
+        let (mailbox, mut calls) = mpsc::channel(1);
+        drop(mailbox.try_send(Box::new(Call { run, request, entry: Entry::Request })));
+        let served = store.map_err(|error| error.to_string()).unwrap().serve(&mut calls).await;
+        assert_eq!(served, Err(Fault::Internal));
+        assert!(matches!(answered.await.unwrap().answer, Answer::Failed(Fault::Internal)));
+        assert_eq!(bench.feed.counts.panics.load(Ordering::Relaxed), 1);
+        assert_eq!(bench.load.in_flight(), 0);
+        bench.journal.close().await;
+    }
 }
