@@ -26,6 +26,8 @@ pub enum Capability {
     Output,
     Files,
     Sockets,
+    /// What requests and responses are made of.
+    HttpTypes,
     /// Requests to others.
     Http,
 }
@@ -41,8 +43,8 @@ pub enum Provision {
     Withheld,
 }
 
-/// The packages of each, by how their interfaces' names begin.
-const PACKAGES: [(&str, Capability); 9] = [
+/// The packages or interfaces of each, by how their interfaces' names begin.
+const PACKAGES: [(&str, Capability); 11] = [
     ("bureau:agent/", Capability::Instance),
     ("wasi:config/", Capability::Configuration),
     ("wasi:clocks/", Capability::Clocks),
@@ -51,7 +53,9 @@ const PACKAGES: [(&str, Capability); 9] = [
     ("wasi:io/", Capability::Output),
     ("wasi:filesystem/", Capability::Files),
     ("wasi:sockets/", Capability::Sockets),
-    ("wasi:http/", Capability::Http),
+    ("wasi:http/types@", Capability::HttpTypes),
+    ("wasi:http/client@", Capability::Http),
+    ("wasi:http/outgoing-handler@", Capability::Http),
 ];
 
 impl Capability {
@@ -64,9 +68,12 @@ impl Capability {
     /// Whether agents have it.
     pub fn provision(self) -> Provision {
         match self {
-            Self::Instance | Self::Configuration | Self::Clocks | Self::Random | Self::Output => {
-                Provision::Given
-            }
+            Self::Instance
+            | Self::Configuration
+            | Self::Clocks
+            | Self::Random
+            | Self::Output
+            | Self::HttpTypes => Provision::Given,
             Self::Files | Self::Sockets => Provision::Empty,
             Self::Http => Provision::Withheld,
         }
@@ -83,6 +90,7 @@ impl fmt::Display for Capability {
             Self::Output => "output",
             Self::Files => "files",
             Self::Sockets => "sockets",
+            Self::HttpTypes => "http-types",
             Self::Http => "http",
         })
     }

@@ -24,6 +24,7 @@ use crate::wasm::bindings::{config, identity, runs, state, storage, types};
 use crate::wasm::log::GuestLog;
 use crate::wasm::run::Run;
 use crate::wasm::session::{EmitRefused, Session, WriteRefused};
+use crate::wasm::wasi_http::{self, Http};
 
 /// Values that the operator gives an agent, by `wasi:config/store`.
 pub type Variables = Arc<BTreeMap<String, String>>;
@@ -34,6 +35,8 @@ pub(super) struct Context {
     variables: Variables,
     /// Made when the guest first asks for something of it, which many never do.
     wasi: Option<WasiCtx>,
+    /// Likewise.
+    pub(super) http: Option<Box<Http>>,
     pub(super) table: ResourceTable,
     memory: MemoryLimit,
 }
@@ -55,7 +58,7 @@ struct MemoryLimit {
 impl Context {
     pub(super) fn new(session: Arc<Session>, variables: Variables) -> Self {
         let memory = MemoryLimit { used: 0, limit: session.limits().memory_bytes, reached: false };
-        Self { session, variables, wasi: None, table: ResourceTable::new(), memory }
+        Self { session, variables, wasi: None, http: None, table: ResourceTable::new(), memory }
     }
 
     /// What the store and its actor share.
@@ -91,6 +94,7 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
     type Own = HasSelf<Context>;
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     wasmtime_wasi::p3::add_to_linker(linker)?;
+    wasi_http::link(linker)?;
     types::add_to_linker::<_, Own>(linker, |context| context)?;
     runs::add_to_linker::<_, Own>(linker, |context| context)?;
     state::add_to_linker::<_, Own>(linker, |context| context)?;

@@ -2,7 +2,7 @@
 //!
 //! `engine` makes the one engine, linker and clock; `module` turns bytes into something that can be
 //! instantiated, and `capabilities` says what it would need; `run`, `ledger` and `session` are what a call, an instance and a store have written; `context`
-//! is what a guest can call, `store` a live component instance, `chunks` the way of a raw body, `log` where
+//! is what a guest can call, `store` a live component instance, `chunks` the way of a raw body, `wasi_http` for agents that speak it, `log` where
 //! a guest's output goes, and `feed` where an operator hears of what happens.
 
 mod bindings;
@@ -18,6 +18,7 @@ mod module;
 mod run;
 mod session;
 mod store;
+mod wasi_http;
 
 pub use self::capabilities::{Capability, Provision};
 pub use self::chunks::{Chunk, Chunks, Truncated};
