@@ -98,7 +98,8 @@ async fn readyz_is_not_ready_while_a_module_is_bad_and_says_which() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
-    let host = TestHost::serving(&["probe"]).config("http.request_body_bytes = '1 KiB'").start();
+    let host =
+        TestHost::serving(&["probe"]).config("instances.request_body_bytes = '1 KiB'").start();
     let post = |size| {
         let request = host.request(Method::POST, "probe/demo/echo");
         request.body("x".repeat(size)).send()
