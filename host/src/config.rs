@@ -19,8 +19,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use self::limits::{DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits};
-use self::limits::{GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal};
+pub use self::limits::{
+    DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits, OutboundLimits,
+};
+use self::limits::{
+    GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal, WrittenOutbound,
+};
 use self::unit::{Count, SpanOrZero, Written};
 use crate::id::AgentName;
 
@@ -43,6 +47,7 @@ pub struct Config {
     pub deployments: DeploymentLimits,
     /// Of agents that have none of their own.
     pub instances: Arc<InstanceLimits>,
+    pub outbound: OutboundLimits,
     pub journal: JournalLimits,
     /// Interrupted runs that are resumed at the same time after a start: more would make the start a stampede. One that
     /// goes on for longer than half a minute makes place for the next.
@@ -181,6 +186,7 @@ impl Config {
             cors: raw.cors,
             deployments: DeploymentLimits::default().but(raw.deployments),
             instances: Arc::new(instances),
+            outbound: OutboundLimits::default().but(raw.outbound),
             journal: JournalLimits::default().but(raw.journal),
             resumptions_at_once: raw.resumptions_at_once.map_or(16, |count| count.0),
             grace: raw.grace.map_or(Duration::from_secs(10), |grace| grace.0),
@@ -189,7 +195,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let Self { http, instances, journal, .. } = self;
+        let Self { http, instances, outbound, journal, .. } = self;
         if journal.log_bytes < MIN_LOG_BYTES {
             return Err(invalid("journal.log_bytes", "must be at least 64 KiB"));
         }
@@ -197,8 +203,14 @@ impl Config {
         if !(8 * KIB..=GIB as usize).contains(&http.header_bytes) {
             return Err(invalid("http.header_bytes", "must be at least 8 KiB and at most 1 GiB"));
         }
-        if http.connections > tokio::sync::Semaphore::MAX_PERMITS {
-            return Err(invalid("http.connections", "is out of range"));
+        let counted = [
+            ("http.connections", http.connections),
+            ("outbound.requests", outbound.requests),
+            ("outbound.connections", outbound.connections),
+        ];
+        let most = tokio::sync::Semaphore::MAX_PERMITS;
+        if let Some((key, _)) = counted.into_iter().find(|&(_, count)| count > most) {
+            return Err(invalid(key, "is out of range"));
         }
         if self.admin_token.as_ref().is_some_and(|token| !is_token(token.reveal())) {
             let reason = "must have 16 or more visible ASCII characters, such as `openssl rand -hex 32` prints";
@@ -284,6 +296,7 @@ struct RawConfig {
     cors: Cors,
     deployments: WrittenDeployments,
     instances: WrittenInstances,
+    outbound: WrittenOutbound,
     journal: WrittenJournal,
     resumptions_at_once: Option<Written<Count, usize>>,
     grace: Option<Written<SpanOrZero, Duration>>,

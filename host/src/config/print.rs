@@ -26,6 +26,7 @@ impl Config {
         );
         out.table("deployments", self.deployments.print());
         out.table("instances", self.instances.print());
+        out.table("outbound", self.outbound.print());
         out.table("journal", self.journal.print());
         for (name, agent) in &self.agents {
             let AgentConfig { config, health, limits } = agent;
