@@ -337,7 +337,7 @@ async fn old_deployments_go_with_their_modules() {
 async fn wake(disk: &Disk, data: &Path) -> Host {
     let overrides = Overrides { data: Some(data.into()), ..Overrides::default() };
     let mut config = Config::load(None, overrides).unwrap();
-    config.instances.live = 2;
+    std::sync::Arc::make_mut(&mut config.instances).live = 2;
     config.journal.cache_bytes = 1 << 20;
     let host = Host::open_on(config, disk.backend()).unwrap();
     host.load().await;

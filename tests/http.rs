@@ -98,7 +98,8 @@ async fn readyz_is_not_ready_while_a_module_is_bad_and_says_which() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
-    let host = TestHost::serving(&["probe"]).config("http.request_body_bytes = '1 KiB'").start();
+    let host =
+        TestHost::serving(&["probe"]).config("instances.request_body_bytes = '1 KiB'").start();
     let post = |size| {
         let request = host.request(Method::POST, "probe/demo/echo");
         request.body("x".repeat(size)).send()
@@ -328,7 +329,7 @@ async fn a_configuration_that_is_wrong_is_refused_with_its_place() {
         ("[htpp]", &["line 1, column 2", "htpp"]),
         ("[http]\n\nheartbeat = 'soon'", &["line 3, column 13", "soon"]),
         ("[agents.probe]\nenv = {}", &["line 2, column 1", "env"]),
-        ("[instances]\nruns = 0", &["instances.runs"]),
+        ("[instances]\nruns = 0", &["line 2, column 8", "more than 0"]),
         ("[cors]\norigins = ['Example.org']", &["cors.origins", "Example.org"]),
     ] {
         let (status, stderr) = TestHost::serving(&[]).config(config).refuses();

@@ -55,15 +55,17 @@ impl Host {
         make_private(&cache)?;
         let modules = config.data.join("modules");
         make_private(&modules)?;
-        let engine = Arc::new(Engine::new(&config.instances, cache)?);
+        let config = Arc::new(config);
+        let engine = Arc::new(Engine::new(config.instances.live, config.largest_memory(), cache)?);
         let (shutdown, feed) = (Shutdown::default(), Arc::new(Feed::default()));
-        let registry = Registry::new(engine, journal.clone(), feed.clone(), &config, modules)?;
+        let registry =
+            Registry::new(engine, journal.clone(), feed.clone(), config.clone(), modules)?;
         let registry = Arc::new(registry);
         let directory = Directory::new(
             registry.clone(),
             journal.clone(),
             feed.clone(),
-            Arc::new(config.instances.clone()),
+            config.instances.clone(),
             shutdown.clone(),
         );
         let resumptions = Resumptions::new(
@@ -73,7 +75,6 @@ impl Host {
             unfinished,
             config.resumptions_at_once,
         );
-        let config = Arc::new(config);
         let api = Arc::new(Api { config, registry, directory, journal, shutdown });
         let (registry, resumptions) = (api.registry.clone(), Arc::new(resumptions));
         let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);

@@ -63,7 +63,13 @@ fn log_to_stderr(format: LogFormat) {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Serve { agents, common } => serve(agents, common).await,
+        Command::Serve { agents, print_config: true, common } => {
+            print!("{}", configure(agents, &common)?.print());
+            Ok(())
+        }
+        Command::Serve { agents, print_config: false, common } => {
+            serve(configure(agents, &common)?).await
+        }
         Command::Dev { paths, common } => develop(paths, common).await,
         Command::Action(action) => cli::run(action).await,
     }
@@ -91,8 +97,7 @@ async fn open(mut config: Config) -> anyhow::Result<(Host, TcpListener, Config)>
     Ok((host, public, config))
 }
 
-async fn serve(agents: Option<PathBuf>, common: Common) -> anyhow::Result<()> {
-    let config = configure(agents, &common)?;
+async fn serve(config: Config) -> anyhow::Result<()> {
     let mut agents = config.agents_dir.as_deref().map(AgentsDir::open).transpose()?;
     let (host, listener, config) = open(config).await?;
     let mut stop = pin!(stop());

@@ -31,7 +31,7 @@ impl InProcess {
         let overrides = Overrides { data: Some(directory.path().into()), ..Overrides::default() };
         let mut config = Config::load(None, overrides).unwrap();
         // The room that is reserved for instances is that of a process, which here has many hosts.
-        config.instances.live = 64;
+        std::sync::Arc::make_mut(&mut config.instances).live = 64;
         adjust(&mut config);
         let host = Host::open_on(config, disk.backend()).unwrap();
         for agent in agents {

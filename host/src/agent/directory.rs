@@ -156,6 +156,11 @@ impl Directory {
         self.0.registry.current(key.agent())
     }
 
+    /// Why an instance finds no place.
+    pub(super) fn full(&self) -> Fault {
+        Fault::HostBusy { limit: self.0.limits.live }
+    }
+
     fn live(&self) -> MutexGuard<'_, Live> {
         // Nothing below panics while it holds the lock, so a poisoned one is whole.
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -202,9 +207,8 @@ impl Directory {
         } else {
             if live.current >= self.0.limits.live {
                 let Some(idle) = live.take_idle(self.0.now()) else {
-                    let fault = Fault::HostBusy { limit: self.0.limits.live };
                     live.remove_if_unused(key);
-                    return Err(Refused { call, fault });
+                    return Err(Refused { call, fault: self.full() });
                 };
                 // Held, so that it is seen off by who takes its place.
                 retired = idle.drive.hold();
@@ -212,7 +216,7 @@ impl Directory {
             hold = self.start(live, key, deployed);
             live.slots.get(key).and_then(|slot| slot.current.as_ref())
         };
-        let limits = &self.0.limits;
+        let limits = &deployed.limits;
         let busy = |limit| Fault::InstanceBusy { limit };
         let Some(current) = current else {
             return Err(Refused { call, fault: Fault::Internal });
@@ -242,10 +246,10 @@ impl Directory {
         let load = Arc::new(Load::new(self.0.began));
         let started = self.0.now();
         live.seen.push(Reverse(Seen { since: started, generation, key: key.clone() }));
-        let limits = self.0.limits.clone();
+        let limits = deployed.limits.clone();
         let (ledger, running) = (slot.ledger.clone(), deployed.running());
         let session = Arc::new(Session::new(ledger, running, limits, load.clone()));
-        let (mailbox, receiver) = mpsc::channel(self.0.limits.mailbox);
+        let (mailbox, receiver) = mpsc::channel(deployed.limits.mailbox);
         let actor = Actor {
             directory: self.clone(),
             generation,
@@ -351,7 +355,7 @@ impl Directory {
         };
         let Some((first, session)) = asked else { return false };
         if first {
-            let (directory, grace) = (self.clone(), self.0.limits.cancel_grace);
+            let (directory, grace) = (self.clone(), session.limits().cancel_grace);
             tokio::spawn(async move {
                 tokio::time::sleep(grace).await;
                 if session.has(run) {

@@ -117,7 +117,7 @@ impl Actor {
             let key = self.session.ledger().key();
             tracing::error!(instance = %key, module = %self.session.module(), %cause, "cannot start");
             match cause {
-                StartError::NoRoom => Fault::HostBusy { limit: limits.live },
+                StartError::NoRoom => self.directory.full(),
                 StartError::Failed { fault, .. } => fault,
             }
         })?;

@@ -15,7 +15,7 @@
 //!            `----------------- refused: nothing has changed -----------------'
 //! ```
 //!
-//! **Limits.** [`DeploymentLimits`]; one deployment at a time. **Cost.** A read lock and an `Arc` per request; a deployment
+//! **Limits.** [`DeploymentLimits`](crate::config::DeploymentLimits); one deployment at a time. **Cost.** A read lock and an `Arc` per request; a deployment
 //! compiles, starts one instance, and waits for the disk thrice.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -27,7 +27,7 @@ use std::time::SystemTime;
 
 use crate::agent::modules::Modules;
 use crate::agent::trial::Trial;
-use crate::config::{AgentConfig, Config, DeploymentLimits, InstanceLimits};
+use crate::config::{AgentConfig, Config, InstanceLimits};
 use crate::id::{AgentName, Digest};
 use crate::journal::{DeploymentRecord, Journal, StoreError};
 use crate::wasm::{Engine, Feed, Happening, LoadError, Module, Running, Variables};
@@ -46,6 +46,8 @@ pub struct Deployed {
     pub record: DeploymentRecord,
     /// What the operator gives the agent to read.
     pub variables: Variables,
+    /// What its instances may take.
+    pub limits: Arc<InstanceLimits>,
     /// Counted up over the host's life whenever another module serves: of two, the later one serves.
     pub(super) version: u64,
 }
@@ -63,9 +65,7 @@ pub struct Registry {
     engine: Arc<Engine>,
     journal: Journal,
     feed: Arc<Feed>,
-    configs: BTreeMap<AgentName, AgentConfig>,
-    limits: DeploymentLimits,
-    instances: Arc<InstanceLimits>,
+    config: Arc<Config>,
     modules: Arc<Modules>,
     agents: RwLock<BTreeMap<AgentName, Arc<Deployed>>>,
     versions: AtomicU64,
@@ -135,7 +135,7 @@ impl Registry {
         engine: Arc<Engine>,
         journal: Journal,
         feed: Arc<Feed>,
-        config: &Config,
+        config: Arc<Config>,
         directory: PathBuf,
     ) -> Result<Self, StoreError> {
         let mut known = Known::default();
@@ -146,9 +146,7 @@ impl Registry {
             engine,
             journal,
             feed,
-            configs: config.agents.clone(),
-            limits: config.deployments.clone(),
-            instances: Arc::new(config.instances.clone()),
+            config,
             modules: Arc::new(Modules::new(directory)),
             agents: RwLock::default(),
             versions: AtomicU64::new(0),
@@ -353,7 +351,7 @@ impl Registry {
 
     /// Whether a module may have so many bytes.
     pub(super) fn check_size(&self, bytes: u64) -> Result<(), LoadError> {
-        let limit = self.limits.module_bytes;
+        let limit = self.config.deployments.module_bytes;
         if bytes > limit as u64 { Err(LoadError::TooLarge { bytes, limit }) } else { Ok(()) }
     }
 
@@ -370,13 +368,13 @@ impl Registry {
 
     async fn try_out(&self, agent: &AgentName, module: &Arc<Module>) -> Result<(), LoadError> {
         let record = self.record(agent, Some(module.digest()), String::new());
+        let health = self.config.agents.get(agent).and_then(|config| config.health.as_deref());
         let trial = Trial {
             engine: &self.engine,
             journal: &self.journal,
             feed: &self.feed,
-            limits: &self.instances,
-            health: self.configs.get(agent).and_then(|config| config.health.as_deref()),
-            health_timeout: self.limits.health_timeout,
+            health,
+            health_timeout: self.config.deployments.health_timeout,
         };
         trial.pass(&self.deployed(module.clone(), record)).await
     }
@@ -397,13 +395,13 @@ impl Registry {
 
     fn deployed(&self, module: Arc<Module>, record: DeploymentRecord) -> Deployed {
         let agent = record.agent.clone();
-        let config = self.configs.get(&agent).map(|agent| agent.config.clone());
+        let AgentConfig { config, limits, .. } = self.config.agent(&agent);
         let same = self.current(&agent).filter(|old| old.module.digest() == module.digest());
         let version = match same {
             Some(same) => same.version,
             None => self.versions.fetch_add(1, Ordering::Relaxed) + 1,
         };
-        Deployed { agent, module, record, variables: Arc::new(config.unwrap_or_default()), version }
+        Deployed { agent, module, record, variables: Arc::new(config), limits, version }
     }
 
     /// Makes a deployment durable and has it serve.
@@ -449,7 +447,7 @@ impl Registry {
 
     /// Makes a deployment durable. After an error it is not known whether it is, and the next start may find it.
     async fn put_on_record(&self, record: &DeploymentRecord) -> Result<(), DeployError> {
-        let forget = self.known().superfluous(&record.agent, self.limits.kept);
+        let forget = self.known().superfluous(&record.agent, self.config.deployments.kept);
         let (journal, row, generations) = (self.journal.clone(), record.clone(), forget.clone());
         tokio::task::spawn_blocking(move || journal.deploy(&row, &generations)).await??;
         {

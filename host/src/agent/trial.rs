@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use crate::agent::registry::Deployed;
-use crate::config::InstanceLimits;
 use crate::id::{InstanceKey, RunId};
 use crate::journal::Journal;
 use crate::wasm::{
@@ -29,7 +28,6 @@ pub(super) struct Trial<'a> {
     pub(super) engine: &'a Engine,
     pub(super) journal: &'a Journal,
     pub(super) feed: &'a Arc<Feed>,
-    pub(super) limits: &'a Arc<InstanceLimits>,
     /// What to ask for, if anything, and how long the answer may take.
     pub(super) health: Option<&'a str>,
     pub(super) health_timeout: Duration,
@@ -43,7 +41,8 @@ impl Trial<'_> {
             .map_err(|error| LoadError::NotInstantiated(error.to_string()))?;
         let ledger = Arc::new(Ledger::new(self.journal.clone(), self.feed.clone(), key));
         let load = Arc::new(Load::new(Instant::now()));
-        let session = Session::new(ledger.clone(), deployed.running(), self.limits.clone(), load);
+        let session =
+            Session::new(ledger.clone(), deployed.running(), deployed.limits.clone(), load);
         let session = Arc::new(session);
         session.hold();
         let variables = deployed.variables.clone();

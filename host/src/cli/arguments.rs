@@ -33,6 +33,9 @@ pub enum Command {
         /// Where the agents' components are.
         #[arg(long, value_name = "DIR")]
         agents: Option<PathBuf>,
+        /// Print the configuration that would be in force, defaults included, and do not serve.
+        #[arg(long)]
+        print_config: bool,
         #[command(flatten)]
         common: Common,
     },

@@ -14,7 +14,8 @@ use super::output::{Output, size};
 pub fn inspect(file: &Path, output: &Output) -> anyhow::Result<()> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     // Nothing is cached, so no directory is needed.
-    let engine = Engine::new(&InstanceLimits::default(), "cache".into())?;
+    let InstanceLimits { live, memory_bytes, .. } = InstanceLimits::default();
+    let engine = Engine::new(live, memory_bytes, "cache".into())?;
     let found = look(&engine, &bytes).with_context(|| file.display().to_string())?;
     let Inspection { digest, shape, code_bytes, refused } = &found;
     let capabilities: Vec<_> = shape.capabilities().into_iter().map(Need::of).collect();

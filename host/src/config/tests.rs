@@ -1,3 +1,4 @@
+use super::limits::MIB;
 use super::*;
 
 /// Loads a file of this text.
@@ -26,10 +27,10 @@ fn a_file_sets_what_it_names_and_leaves_the_rest() {
         resumptions_at_once = 4
         [http]
         heartbeat = "500ms"
-        request_body_bytes = 4096
         [cors]
         origins = ["https://example.org", "http://localhost:3000"]
         [instances]
+        request_body_bytes = 4096
         event_bytes = "64 KiB"
         [journal]
         retain_for = "7days"
@@ -44,7 +45,7 @@ fn a_file_sets_what_it_names_and_leaves_the_rest() {
     assert_eq!(config.grace, Duration::from_secs(90));
     assert_eq!(config.resumptions_at_once, 4);
     assert_eq!(config.http.heartbeat, Duration::from_millis(500));
-    assert_eq!(config.http.request_body_bytes, 4096);
+    assert_eq!(config.instances.request_body_bytes, 4096);
     assert_eq!(config.http.retry, HttpLimits::default().retry);
     assert_eq!(config.instances.event_bytes, 64 * KIB);
     assert_eq!(config.journal.retain_bytes, 100 * GIB);
@@ -72,6 +73,12 @@ fn what_cannot_be_read_is_named_with_file_line_column_and_key() {
         ("[journal]\ncache_bytes = '3 MB'", "line 2, column 15", "64 KiB"),
         ("[journal]\ncache_bytes = -1", "line 2, column 15", "64 KiB"),
         ("[instances]\nlive = 1.5", "line 2, column 8", "live"),
+        ("[instances]\nruns = 0", "line 2, column 8", "must be more than 0"),
+        ("[http]\nstreams_per_connection = 4294967296", "line 2, column 26", "is too large"),
+        ("[http]\nheartbeat = '0s'", "line 2, column 13", "must be at least 1ms"),
+        ("[http]\nretry = '999us'", "line 2, column 9", "must be at least 1ms"),
+        ("[agents.chat.limits]\n\ncpu = 5", "line 3, column 7", "cpu"),
+        ("[agents.chat.limits]\nlog_bytes = 5", "line 2, column 1", "log_bytes"),
         ("[agents.chat]\nenv = {}", "line 2, column 1", "env"),
         ("listen = 'here'", "line 1, column 10", "listen"),
         ("grace = ", "line 1, column 9", "grace"),
@@ -93,9 +100,6 @@ fn a_file_that_is_not_there_is_named() {
 #[test]
 fn what_makes_no_sense_is_refused_by_its_key() {
     let cases = [
-        ("[instances]\nruns = 0", "instances.runs"),
-        ("[http]\nheartbeat = '0s'", "http.heartbeat"),
-        ("[http]\nretry = '999us'", "http.retry"),
         ("[http]\nheader_bytes = 8191", "http.header_bytes"),
         ("[http]\nconnections = 9223372036854775807", "http.connections"),
         ("[instances]\nevent_bytes = '5 MiB'", "journal.backlog_bytes"),
@@ -104,12 +108,76 @@ fn what_makes_no_sense_is_refused_by_its_key() {
         ("[cors]\norigins = ['https://example.org/']", "cors.origins"),
         ("[cors]\norigins = ['Example.org']", "cors.origins"),
         ("[agents.Chat]", "agents.Chat"),
+        ("[agents.chat.limits]\nevent_bytes = '9 MiB'", "agents.chat.limits.event_bytes"),
     ];
     for (text, key) in cases {
         let error = load(text).unwrap_err();
         assert!(matches!(error, ConfigError::Invalid { .. }), "{text:?} gives: {error}");
         assert!(error.to_string().contains(key), "{text:?} gives: {error}");
     }
+}
+
+#[test]
+fn an_agents_limits_go_over_those_of_all() {
+    let config = load(
+        r#"
+        [agents.small.limits]
+        live = 3
+        memory_bytes = "8 MiB"
+        [agents.large.limits]
+        memory_bytes = "1 GiB"
+        [instances]
+        live = 10
+        cpu = "1s"
+        "#,
+    )
+    .unwrap();
+    let [small, large, other] =
+        ["small", "large", "other"].map(|name| config.agent(&name.parse().unwrap()).limits);
+    assert_eq!([small.live, large.live, other.live], [3, 10, 10]);
+    assert_eq!([small.memory_bytes, large.memory_bytes], [8 * MIB, GIB as usize]);
+    assert_eq!(other, config.instances);
+    assert_eq!([small.cpu, large.cpu], [Duration::from_secs(1); 2]);
+    assert_eq!(config.largest_memory(), GIB as usize);
+}
+
+#[test]
+fn what_is_printed_says_the_same_when_it_is_read() {
+    let written = r#"
+        listen = "[::1]:80"
+        agents_dir = "a \"dir\""
+        grace = "1m 30s"
+        [http]
+        retry = "1500ms"
+        [cors]
+        origins = ["https://example.org"]
+        [instances]
+        event_bytes = 65537
+        idle = "0s"
+        [journal]
+        retain_bytes = 0
+        [agents.chat]
+        health = "/health"
+        config = { "a key" = "a \"value\"\n" }
+        limits = { cpu = "1s" }
+    "#;
+    for text in ["", written] {
+        let config = load(text).unwrap();
+        let printed = config.print();
+        assert_eq!(load(&printed).unwrap(), config, "{printed}");
+    }
+}
+
+#[test]
+fn what_is_printed_has_every_limit_and_no_secret() {
+    let printed = load("admin_token = '0123456789abcdef'").unwrap().print();
+    for line in
+        ["retry = \"2s\"", "memory_bytes = \"128 MiB\"", "retain_for = \"7days\"", "live = 4096"]
+    {
+        assert!(printed.lines().any(|printed| printed == line), "{line} is not in {printed}");
+    }
+    assert!(printed.contains("# admin_token: set, and not shown"), "{printed}");
+    assert!(!printed.contains("0123456789abcdef"), "{printed}");
 }
 
 #[test]
@@ -126,7 +194,7 @@ fn sizes() {
         ("17179869184 GiB", None),
     ];
     for (text, bytes) in cases {
-        assert_eq!(de::parse_size(text), bytes, "{text}");
+        assert_eq!(unit::parse_size(text), bytes, "{text}");
     }
 }
 
@@ -135,4 +203,19 @@ fn a_log_that_would_go_round_with_every_few_commits_is_refused() {
     let refused = load("journal.log_bytes = \"63 KiB\"").unwrap_err().to_string();
     assert_eq!(refused, "journal.log_bytes: must be at least 64 KiB");
     assert_eq!(load("journal.log_bytes = \"64 KiB\"").unwrap().journal.log_bytes, 64 << 10);
+}
+
+#[test]
+fn the_readme_shows_the_defaults() {
+    let readme = include_str!("../../../README.md");
+    let (_, rest) = readme.split_once("```toml\nlisten").expect("the block of the configuration");
+    let (block, _) = rest.split_once("```").unwrap();
+    let shown = Config { agents: BTreeMap::new(), ..load(&format!("listen{block}")).unwrap() };
+    assert_eq!(shown, load("").unwrap());
+    for (name, _) in shown.instances.print().into_iter().chain(shown.http.print()) {
+        assert!(
+            block.contains(&format!("\n{name} = ")) || block.contains(&format!("\n# {name} = ")),
+            "{name}"
+        );
+    }
 }

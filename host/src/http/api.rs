@@ -144,7 +144,8 @@ impl Api {
         }
         let mut body = Bytes::new();
         if !asked.body.is_end_stream() {
-            body = Box::pin(self.read(&mut asked.body)).await?;
+            let limit = deployed.limits.request_body_bytes;
+            body = Box::pin(self.read(&mut asked.body, limit)).await?;
             // Reading a body takes as long as the client does, and the module may have been swapped meanwhile.
             deployed = current().unwrap_or(deployed);
         }
@@ -193,14 +194,13 @@ impl Api {
     }
 
     /// Reads the whole body of a request.
-    async fn read(&self, body: &mut Incoming) -> Result<Bytes, Problem> {
-        let limits = &self.config.http;
-        let body = Limited::new(body, limits.request_body_bytes).collect();
-        let body = tokio::time::timeout(limits.body_timeout, body)
+    async fn read(&self, body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
+        let body = Limited::new(body, limit).collect();
+        let body = tokio::time::timeout(self.config.http.body_timeout, body)
             .await
             .map_err(|_| Problem::BodyTimeout)?
             .map_err(|cause| match cause.is::<LengthLimitError>() {
-                true => Problem::PayloadTooLarge { limit: limits.request_body_bytes },
+                true => Problem::PayloadTooLarge { limit },
                 false => Problem::BadBody,
             })?;
         Ok(body.to_bytes())

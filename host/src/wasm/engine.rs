@@ -7,7 +7,7 @@
 //! may import, so that loading a module resolves its imports once; a thread that ticks the epoch, at which
 //! guest code gives way.
 //!
-//! **Limits.** The pool's totals follow from [`InstanceLimits::live`]; per component they allow for what
+//! **Limits.** The pool's totals follow from [`InstanceLimits::live`](crate::config::InstanceLimits::live); per component they allow for what
 //! Python and JavaScript toolchains produce, dozens of core instances and tables.
 //!
 //! **Cost.** Address space, not memory: a slot costs its touched pages. A hundred wake-ups per second. A sleeping thread per
@@ -24,7 +24,6 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use wasmtime::component::Linker;
 use wasmtime::{Config, PoolingAllocationConfig};
 
-use crate::config::InstanceLimits;
 use crate::wasm::context::{self, Context};
 
 /// How often guest code gives way, once it has computed for as long.
@@ -85,20 +84,17 @@ pub struct EngineError {
 }
 
 impl Engine {
-    /// An engine for these limits, that keeps compiled code under `cache`.
-    pub fn new(limits: &InstanceLimits, cache: PathBuf) -> Result<Self, EngineError> {
+    /// An engine for so many live instances, of at most so many bytes of memory each, that keeps compiled code under `cache`.
+    pub fn new(live: usize, memory: usize, cache: PathBuf) -> Result<Self, EngineError> {
         let set_up = || {
-            let engine = wasmtime::Engine::new(&configuration(limits))?;
+            let engine = wasmtime::Engine::new(&configuration(live, memory))?;
             let mut linker = Linker::new(&engine);
             context::link(&mut linker)?;
             tick(&engine)?;
             wasmtime::error::Ok((engine, linker, compilers()?))
         };
-        let (engine, linker, compilers) = set_up().map_err(|cause| EngineError {
-            live: limits.live,
-            memory: limits.memory_bytes,
-            cause,
-        })?;
+        let (engine, linker, compilers) =
+            set_up().map_err(|cause| EngineError { live, memory, cause })?;
         Ok(Self { engine, linker, compilers, cache, modules: Arc::default() })
     }
 
@@ -120,8 +116,8 @@ impl Engine {
     }
 }
 
-fn configuration(limits: &InstanceLimits) -> Config {
-    let slots = limits.live + LEAVING;
+fn configuration(live: usize, memory: usize) -> Config {
+    let slots = live + LEAVING;
     let count = |each: usize| u32::try_from(slots.saturating_mul(each)).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(count(1))
@@ -129,7 +125,7 @@ fn configuration(limits: &InstanceLimits) -> Config {
         .total_memories(count(1))
         .total_tables(count(AVERAGE_TABLES))
         .total_stacks(count(1))
-        .max_memory_size(limits.memory_bytes)
+        .max_memory_size(memory)
         .max_component_instance_size(16 << 20)
         .max_core_instance_size(4 << 20)
         .max_core_instances_per_component(200)

@@ -1,0 +1,92 @@
+//! The configuration in force, as a file that would say the same.
+
+use std::fmt::Write as _;
+
+use super::unit::{SpanOrZero, Unit as _};
+use super::{AgentConfig, Config};
+
+impl Config {
+    /// The whole of it in TOML, defaults included. What must not be shown is left out, with a word on that.
+    pub fn print(&self) -> String {
+        let mut out = Printer::default();
+        out.value("listen", self.listen.to_string());
+        out.value("admin", self.admin.to_string());
+        out.secret("admin_token", self.admin_token.is_some());
+        out.value("data", self.data.display().to_string());
+        match &self.agents_dir {
+            Some(directory) => out.value("agents_dir", directory.display().to_string()),
+            None => out.none("agents_dir"),
+        }
+        out.line("resumptions_at_once", Some(self.resumptions_at_once.to_string()));
+        out.line("grace", SpanOrZero::print(&self.grace));
+        out.table("http", self.http.print());
+        out.table(
+            "cors",
+            [("origins", Some(toml::Value::from(self.cors.origins.clone()).to_string()))],
+        );
+        out.table("deployments", self.deployments.print());
+        out.table("instances", self.instances.print());
+        out.table("journal", self.journal.print());
+        for (name, agent) in &self.agents {
+            let AgentConfig { config, health, limits } = agent;
+            let health = health.as_deref().map(quoted);
+            out.table(&format!("agents.{name}"), [("health", health)]);
+            if !config.is_empty() {
+                out.heading(&format!("agents.{name}.config"));
+                config.iter().for_each(|(key, value)| out.value(&quoted(key), value.clone()));
+            }
+            out.table(&format!("agents.{name}.limits"), limits.print());
+        }
+        out.0
+    }
+}
+
+#[derive(Default)]
+struct Printer(String);
+
+impl Printer {
+    fn heading(&mut self, table: &str) {
+        self.push(format_args!("\n[{table}]"));
+    }
+
+    fn table<'a>(
+        &mut self,
+        table: &str,
+        values: impl IntoIterator<Item = (&'a str, Option<String>)>,
+    ) {
+        self.heading(table);
+        values.into_iter().for_each(|(key, value)| self.line(key, value));
+    }
+
+    fn value(&mut self, key: &str, text: String) {
+        self.line(key, Some(quoted(&text)));
+    }
+
+    fn line(&mut self, key: &str, value: Option<String>) {
+        match value {
+            Some(value) => self.push(format_args!("{key} = {value}")),
+            None => self.none(key),
+        }
+    }
+
+    fn none(&mut self, key: &str) {
+        self.push(format_args!("# {key}: none"));
+    }
+
+    fn secret(&mut self, key: &str, is_set: bool) {
+        match is_set {
+            true => self.push(format_args!("# {key}: set, and not shown")),
+            false => self.none(key),
+        }
+    }
+
+    fn push(&mut self, line: std::fmt::Arguments<'_>) {
+        // A string takes whatever is written to it.
+        let _ = writeln!(self.0, "{line}");
+    }
+}
+
+/// A string as TOML has it.
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
