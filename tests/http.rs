@@ -329,7 +329,7 @@ async fn a_configuration_that_is_wrong_is_refused_with_its_place() {
         ("[htpp]", &["line 1, column 2", "htpp"]),
         ("[http]\n\nheartbeat = 'soon'", &["line 3, column 13", "soon"]),
         ("[agents.probe]\nenv = {}", &["line 2, column 1", "env"]),
-        ("[instances]\nruns = 0", &["instances.runs"]),
+        ("[instances]\nruns = 0", &["line 2, column 8", "more than 0"]),
         ("[cors]\norigins = ['Example.org']", &["cors.origins", "Example.org"]),
     ] {
         let (status, stderr) = TestHost::serving(&[]).config(config).refuses();
