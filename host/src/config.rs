@@ -6,6 +6,7 @@
 //! Durations are written `"500ms"`, `"15s"` or `"7days"`; sizes are whole bytes, `65536`, or `"64 KiB"` with
 //! one of `B`, `KiB`, `MiB`, `GiB`. The command line goes over the file, the file over the defaults.
 
+mod grants;
 mod limits;
 mod print;
 mod unit;
@@ -26,6 +27,7 @@ use self::limits::{
     GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal, WrittenOutbound,
 };
 use self::unit::{Count, SpanOrZero, Written};
+use crate::fetch::{NoHost, Pattern};
 use crate::id::AgentName;
 
 /// Everything that can be set, valid.
@@ -106,6 +108,12 @@ pub struct AgentConfig {
     pub config: BTreeMap<String, String>,
     /// What a module of the agent must answer with a 2xx before it serves: a path after the name of an instance.
     pub health: Option<String>,
+    /// Where the agent's requests may go. None: it has no client; none of them: it has one that leads nowhere.
+    pub allow_hosts: Option<Vec<Pattern>>,
+    /// What the agent reads beside `config`, and nobody sees.
+    pub secrets: BTreeMap<String, Secret>,
+    /// A directory that the agent reads, and does not change.
+    pub files: Option<PathBuf>,
     /// The limits of its instances.
     pub limits: Arc<InstanceLimits>,
 }
@@ -168,10 +176,13 @@ impl Config {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let instances = InstanceLimits::default().but(raw.instances);
         let agents = raw.agents.into_iter().map(|(name, agent)| match name.parse() {
-            Ok(name) => {
-                let WrittenAgent { config, health, limits } = agent;
+            Ok(parsed) => {
+                let WrittenAgent { config, health, allow_hosts, secrets, files, limits } = agent;
+                let allow_hosts = allow_hosts.map(|hosts| hosts.into_iter().map(|host| host.0));
+                let allow_hosts = allow_hosts.map(Iterator::collect);
+                let secrets = grants::secrets(&name, secrets, |name| std::env::var_os(name))?;
                 let limits = Arc::new(instances.clone().but(limits));
-                Ok((name, AgentConfig { config, health, limits }))
+                Ok((parsed, AgentConfig { config, health, allow_hosts, secrets, files, limits }))
             }
             Err(error) => Err(invalid(format!("agents.{name}"), error)),
         });
@@ -223,7 +234,9 @@ impl Config {
             );
             return Err(invalid("admin_token", reason));
         }
-        for (agent, AgentConfig { health, limits, .. }) in &self.agents {
+        for (agent, granted) in &self.agents {
+            let AgentConfig { health, limits, .. } = granted;
+            grants::check(agent.as_str(), granted)?;
             check_instances(&format!("agents.{agent}.limits"), limits, journal)?;
             if let Some(path) = health.as_ref().filter(|path| !path.starts_with('/')) {
                 let key = format!("agents.{agent}.health");
@@ -308,7 +321,23 @@ struct RawConfig {
 struct WrittenAgent {
     config: BTreeMap<String, String>,
     health: Option<String>,
+    #[serde(alias = "allow-hosts")]
+    allow_hosts: Option<Vec<WrittenHost>>,
+    secrets: Vec<String>,
+    files: Option<PathBuf>,
     limits: WrittenInstances,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct WrittenHost(Pattern);
+
+impl TryFrom<String> for WrittenHost {
+    type Error = NoHost;
+
+    fn try_from(text: String) -> Result<Self, NoHost> {
+        text.parse().map(Self)
+    }
 }
 
 #[cfg(test)]
