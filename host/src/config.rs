@@ -129,6 +129,14 @@ pub struct Overrides {
     pub admin_token: Option<Secret>,
 }
 
+impl Overrides {
+    /// What the environment says, where others on the machine cannot see it as they can arguments.
+    pub fn of_environment() -> Self {
+        let admin_token = std::env::var("BUREAU_ADMIN_TOKEN").ok().map(Secret::from);
+        Self { admin_token, ..Self::default() }
+    }
+}
+
 /// Why there is no valid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

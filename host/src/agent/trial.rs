@@ -45,8 +45,8 @@ impl Trial<'_> {
             Session::new(ledger.clone(), deployed.running(), deployed.limits.clone(), load);
         let session = Arc::new(session);
         session.hold();
-        let variables = deployed.variables.clone();
-        let start = LiveStore::start(self.engine, &deployed.module, session, variables);
+        let granted = deployed.granted.clone();
+        let start = LiveStore::start(self.engine, &deployed.module, session, granted);
         let store = start.await.map_err(|cause| LoadError::NotInstantiated(cause.to_string()))?;
         let Some(path) = self.health else { return Ok(()) };
         let unhealthy = |what: String| LoadError::Unhealthy(format!("GET {path} {what}"));

@@ -108,6 +108,18 @@ impl FetchError {
             _ => None,
         }
     }
+
+    /// Whether the connection ended in the middle of it.
+    pub fn is_cut_off(&self) -> bool {
+        let of_hyper = match self {
+            Self::Request(error) => error.source().and_then(|source| source.downcast_ref()),
+            Self::Response(error) => Some(error),
+            _ => None,
+        };
+        of_hyper.is_some_and(|error: &hyper::Error| {
+            error.is_incomplete_message() || error.is_closed() || error.is_canceled()
+        })
+    }
 }
 
 impl Client {

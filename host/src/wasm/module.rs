@@ -26,9 +26,10 @@ use wasmtime::component::{Component, InstancePre};
 
 use crate::id::Digest;
 use crate::wasm::bindings::{handler, migration, resumption};
-use crate::wasm::capabilities::{Capability, Provision};
+use crate::wasm::capabilities::{Asked, Capability, Provision};
 use crate::wasm::context::Context;
 use crate::wasm::engine::{Engine, Modules};
+use crate::wasm::granted::Granted;
 
 /// A module that fits the interface.
 pub struct Module {
@@ -82,9 +83,10 @@ pub enum LoadError {
     #[error("the component's imports are not what the host has: {0}")]
     Imports(String),
     #[error(
-        "the component needs {capability}, which agents are not given here: it imports {}", list(.imports)
+        "the component needs http, which its agent is not granted: it imports {}; the hosts that it may reach \
+         are named by `allow_hosts` in [agents.NAME]", list(.0)
     )]
-    NotGranted { capability: Capability, imports: Vec<String> },
+    NotGranted(Vec<String>),
     #[error(
         "the component does not export {HANDLER}, which every agent has (in Rust: bureau_sdk::export!); \
          it exports {}", list(.0)
@@ -113,7 +115,7 @@ impl LoadError {
             | Self::Imports(_)
             | Self::NoHandler(_)
             | Self::Export { .. } => Gate::Interface,
-            Self::NotGranted { .. } => Gate::Capabilities,
+            Self::NotGranted(_) => Gate::Capabilities,
             Self::NotInstantiated(_) => Gate::Instantiation,
             Self::Unhealthy(_) => Gate::Health,
         }
@@ -125,20 +127,21 @@ const RESUMPTION: &str = "bureau:agent/resumption@0.1.0";
 const MIGRATION: &str = "bureau:agent/migration@0.1.0";
 
 impl Module {
-    /// Compiles and checks a module. It computes for as long as it takes: not for an async thread.
-    pub fn load(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
+    /// Compiles a module and checks it, for an agent that is granted this. It computes for as long as it takes: not for an async thread.
+    pub fn load(engine: &Engine, bytes: &[u8], granted: &Granted) -> Result<Self, LoadError> {
         let digest = Digest::of(bytes);
         let component = match engine.cached(digest) {
             Some(component) => component,
             None => engine.compile(digest, bytes)?,
         };
-        Self::check(engine, digest, component)
+        Self::check(engine, digest, component, granted)
     }
 
     /// Loads a module that was checked before. Its bytes are only read when its code is not in the cache. Not for an async thread.
     pub fn load_known(
         engine: &Engine,
         digest: Digest,
+        granted: &Granted,
         read: impl FnOnce() -> io::Result<Vec<u8>>,
     ) -> Result<Self, LoadKnownError> {
         let component = match engine.cached(digest) {
@@ -151,12 +154,17 @@ impl Module {
                 engine.compile(digest, &bytes)?
             }
         };
-        Ok(Self::check(engine, digest, component)?)
+        Ok(Self::check(engine, digest, component, granted)?)
     }
 
-    fn check(engine: &Engine, digest: Digest, component: Component) -> Result<Self, LoadError> {
+    fn check(
+        engine: &Engine,
+        digest: Digest,
+        component: Component,
+        granted: &Granted,
+    ) -> Result<Self, LoadError> {
         let shape = Shape::of(engine, &component);
-        shape.check_imports()?;
+        shape.check_imports(granted)?;
         let pre = engine
             .linker
             .instantiate_pre(&component)
@@ -220,24 +228,24 @@ impl Shape {
         }
     }
 
-    /// What the imports say that the component would need.
-    pub fn capabilities(&self) -> BTreeSet<Capability> {
-        self.imports.iter().filter_map(|import| Capability::of(import)).collect()
+    /// What the imports say that the component would need, and what an agent that is granted this has of it.
+    pub fn asks(&self, granted: &Granted) -> Vec<Asked> {
+        let asked: BTreeSet<_> =
+            self.imports.iter().filter_map(|name| Capability::of(name)).collect();
+        asked.into_iter().map(|capability| granted.answer(capability)).collect()
     }
 
-    fn check_imports(&self) -> Result<(), LoadError> {
+    fn check_imports(&self, granted: &Granted) -> Result<(), LoadError> {
         let unknown = |import: &&String| Capability::of(import).is_none();
         let unknown: Vec<_> = self.imports.iter().filter(unknown).cloned().collect();
         if !unknown.is_empty() {
             return Err(LoadError::UnknownImports(unknown));
         }
-        let withheld = |capability: &Capability| capability.provision() == Provision::Withheld;
-        let Some(capability) = self.capabilities().into_iter().find(withheld) else {
-            return Ok(());
+        let withheld = |import: &&String| {
+            Capability::of(import).is_some_and(|of| granted.provision(of) == Provision::Withheld)
         };
-        let of = |import: &&String| Capability::of(import) == Some(capability);
-        let imports = self.imports.iter().filter(of).cloned().collect();
-        Err(LoadError::NotGranted { capability, imports })
+        let withheld: Vec<_> = self.imports.iter().filter(withheld).cloned().collect();
+        if withheld.is_empty() { Ok(()) } else { Err(LoadError::NotGranted(withheld)) }
     }
 }
 
@@ -278,13 +286,13 @@ pub struct Inspection {
     pub refused: Option<LoadError>,
 }
 
-/// Compiles a component and looks at it. It computes for as long as it takes.
-pub fn inspect(engine: &Engine, bytes: &[u8]) -> Result<Inspection, LoadError> {
+/// Compiles a component and looks at it, as at one of an agent that is granted this. It computes for as long as it takes.
+pub fn inspect(engine: &Engine, bytes: &[u8], granted: &Granted) -> Result<Inspection, LoadError> {
     let digest = Digest::of(bytes);
     let component = engine.compilers.install(|| compile(engine, bytes))?;
     let shape = Shape::of(engine, &component);
     let code_bytes = code_bytes(&component);
-    let refused = Module::check(engine, digest, component).err();
+    let refused = Module::check(engine, digest, component, granted).err();
     Ok(Inspection { digest, shape, code_bytes, refused })
 }
 

@@ -30,8 +30,9 @@ use crate::id::Seq;
 use crate::wasm::bindings::types::{AgentError, Body, Header, Reply, Request as GuestRequest};
 use crate::wasm::bindings::{handler, migration, resumption};
 use crate::wasm::chunks;
-use crate::wasm::context::{Context, LimitReached, Variables};
+use crate::wasm::context::{Context, LimitReached};
 use crate::wasm::engine::Engine;
+use crate::wasm::granted::Granted;
 use crate::wasm::module::Module;
 use crate::wasm::run::{Answer, Head, Run};
 use crate::wasm::session::{Session, TurnTooLarge, Turns};
@@ -92,9 +93,12 @@ impl LiveStore {
         engine: &Engine,
         module: &Module,
         session: Arc<Session>,
-        variables: Variables,
+        granted: Arc<Granted>,
     ) -> Result<Self, StartError> {
-        let mut store = Store::new(&engine.engine, Context::new(session.clone(), variables));
+        let context = Context::new(session.clone(), granted).map_err(|cause| {
+            StartError::Failed { fault: Fault::AgentUnavailable, cause: cause.to_string() }
+        })?;
+        let mut store = Store::new(&engine.engine, context);
         store.limiter(Context::limiter);
         store.epoch_deadline_callback(Context::tick);
         store.set_epoch_deadline(1);

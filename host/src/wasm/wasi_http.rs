@@ -4,26 +4,28 @@
 //! to find both here. Most agents use neither and are not to pay for them.
 //!
 //! **Mechanism.** Wasmtime's implementation of both versions is in the one linker. What it needs in a store is made when a
-//! guest first asks for something of it. Its hooks refuse every request to others.
+//! guest first asks for something of it. Its hooks are [`outbound`](crate::wasm::outbound)'s, through which requests to others go.
 //!
 //! **Limits.** Fields by wasmtime's own bound, 128 KiB.
 //!
 //! **Cost.** A pointer per store, and a box for a guest that uses it.
 
-use std::future::{Future, ready};
-
 use wasmtime::component::Linker;
-use wasmtime_wasi_http::{
-    Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
-};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::wasm::context::Context;
+use crate::wasm::outbound::Outbound;
 
 /// What a store has for `wasi:http`, once its guest has used it.
-#[derive(Default)]
 pub(super) struct Http {
     ctx: WasiHttpCtx,
-    hooks: Hooks,
+    hooks: Outbound,
+}
+
+impl From<Outbound> for Http {
+    fn from(hooks: Outbound) -> Self {
+        Self { ctx: WasiHttpCtx::new(), hooks }
+    }
 }
 
 /// Links `wasi:http` 0.3 and 0.2.
@@ -34,25 +36,9 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
 
 impl WasiHttpView for Context {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        let Http { ctx, hooks } = &mut **self.http.get_or_insert_default();
+        let (session, granted) = (&self.session, &self.granted);
+        let made = || Box::new(Outbound::new(session.clone(), granted.clone()).into());
+        let Http { ctx, hooks } = &mut **self.http.get_or_insert_with(made);
         WasiHttpCtxView { hooks, table: &mut self.table, ctx }
-    }
-}
-
-/// How requests to others are sent: not at all.
-#[derive(Default)]
-struct Hooks;
-
-type Transfer = Box<dyn Future<Output = Result<(), Error>> + Send>;
-type Sent = Result<(http::Response<WasiBody>, Transfer), Error>;
-
-impl WasiHttpHooks for Hooks {
-    fn send_request(
-        &mut self,
-        _request: http::Request<WasiBody>,
-        _options: Option<RequestOptions>,
-        _transfer: Transfer,
-    ) -> Box<dyn Future<Output = Sent> + Send> {
-        Box::new(ready(Err(Error::HttpRequestDenied)))
     }
 }

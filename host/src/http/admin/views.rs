@@ -8,7 +8,7 @@ use serde::ser::Serializer;
 use crate::agent::{Deployed, Deployment, Failed, LiveInstance, LiveRun};
 use crate::id::{AgentName, Digest, InstanceKey, RunId};
 use crate::journal::{DeploymentRecord, RunRecord, RunState};
-use crate::wasm::Happening;
+use crate::wasm::{Asked, Happening};
 
 /// A time, written as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy)]
@@ -52,6 +52,8 @@ pub(super) struct AgentView {
     migrates: bool,
     instances: usize,
     runs: usize,
+    /// Known of a module that is loaded.
+    capabilities: Option<Vec<Asked>>,
     error: Option<String>,
 }
 
@@ -68,13 +70,15 @@ impl AgentView {
             source: record.source,
             resumes: false,
             migrates: false,
+            capabilities: None,
             error: None,
         }
     }
 
     pub(super) fn serving(deployed: &Deployed, live: &[LiveInstance]) -> Self {
         let (resumes, migrates) = (deployed.module.resumes(), deployed.module.migrates());
-        Self { resumes, migrates, ..Self::of(deployed.record.clone(), live) }
+        let capabilities = Some(deployed.module.shape().asks(&deployed.granted));
+        Self { resumes, migrates, capabilities, ..Self::of(deployed.record.clone(), live) }
     }
 
     pub(super) fn failed(Failed { record, why }: Failed, live: &[LiveInstance]) -> Self {
