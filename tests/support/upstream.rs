@@ -166,8 +166,14 @@ impl At {
             }
             "/never" => std::future::pending().await,
             "/cut" => {
-                // Of no length that is known, or hyper would not take the wrong one.
-                let part = stream::iter([Ok(Frame::data(Bytes::from("part")))]);
+                // Of no length that is known, or hyper would not take the wrong one; and what there is, is sent before the end.
+                let part = stream::unfold(Some("part"), async |part| match part {
+                    Some(part) => Some((Ok(Frame::data(Bytes::from(part))), None)),
+                    None => {
+                        tokio::task::yield_now().await;
+                        None
+                    }
+                });
                 let part = StreamBody::new(part).boxed_unsync();
                 Response::builder().header("content-length", "5").body(part).unwrap()
             }
