@@ -24,6 +24,7 @@ mod connector;
 mod grants;
 
 use std::error::Error as _;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -116,8 +117,18 @@ impl FetchError {
             Self::Response(error) => Some(error),
             _ => None,
         };
+        let breaks = [
+            ErrorKind::UnexpectedEof,
+            ErrorKind::ConnectionReset,
+            ErrorKind::ConnectionAborted,
+            ErrorKind::BrokenPipe,
+        ];
         of_hyper.is_some_and(|error: &hyper::Error| {
-            error.is_incomplete_message() || error.is_closed() || error.is_canceled()
+            let of_system = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+            error.is_incomplete_message()
+                || error.is_closed()
+                || error.is_canceled()
+                || of_system.is_some_and(|cause| breaks.contains(&cause.kind()))
         })
     }
 }
