@@ -5,7 +5,7 @@
 //!
 //! **Mechanism.** A request's URL is [parsed](Target) and held against the agent's [grants](Grants), then written anew from what was
 //! parsed. hyper's client sends it on a connection of this very agent, one that waits or a new one. New ones are made by the
-//! [connector](connector), which looks a name up once, holds each address against the grants, and connects to those only. Redirects are not
+//! [connector], which looks a name up once, holds each address against the grants, and connects to those only. Redirects are not
 //! followed: they are the agent's, and its next request.
 //!
 //! ```text
