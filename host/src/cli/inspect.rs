@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use bureau::config::InstanceLimits;
-use bureau::wasm::{Capability, Engine, Inspection, Provision, inspect as look};
+use bureau::wasm::{Capability, Engine, Inspection, Kind, Provision, inspect as look};
 use serde::Serialize;
 use serde_json::json;
 
@@ -24,6 +24,7 @@ pub fn inspect(file: &Path, output: &Output) -> anyhow::Result<()> {
         "digest": digest.to_string(),
         "size": bytes.len(),
         "code_size": code_bytes,
+        "kind": shape.kind(),
         "exports": shape.exports,
         "imports": shape.imports,
         "capabilities": capabilities,
@@ -59,12 +60,20 @@ impl Need {
 }
 
 fn text(bytes: usize, found: &Inspection, capabilities: &[Need]) -> String {
+    let shape = &found.shape;
     let sizes = format!("{}, {} compiled", size(bytes as u64), size(found.code_bytes as u64));
     let mut lines = vec![format!("digest   {}", found.digest), format!("size     {sizes}")];
-    for (what, names) in [("exports", &found.shape.exports), ("imports", &found.shape.imports)] {
+    for (what, names) in [("exports", &shape.exports), ("imports", &shape.imports)] {
         lines.push(what.to_owned());
         lines.extend(names.iter().map(|name| format!("  {name}")));
     }
+    let kind = match shape.kind() {
+        Some(Kind::Agent) => "agent",
+        Some(Kind::WasiHttp03) => "wasi:http 0.3",
+        Some(Kind::WasiHttp02) => "wasi:http 0.2",
+        None => "no agent",
+    };
+    lines.push(format!("kind     {kind}"));
     let needs: Vec<_> = capabilities.iter().map(Need::text).collect();
     lines.push(format!("needs    {}", needs.join(", ")));
     let fits = if found.refused.is_none() { "yes" } else { "no" };

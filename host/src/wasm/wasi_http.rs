@@ -18,6 +18,7 @@ use wasmtime_wasi_http::{
 };
 
 use crate::wasm::context::Context;
+use crate::wasm::exchange::MAX_CHUNK;
 
 /// What a store has for `wasi:http`, once its guest has used it.
 #[derive(Default)]
@@ -47,6 +48,14 @@ type Transfer = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = Result<(http::Response<WasiBody>, Transfer), Error>;
 
 impl WasiHttpHooks for Hooks {
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        MAX_CHUNK
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        MAX_CHUNK
+    }
+
     fn send_request(
         &mut self,
         _request: http::Request<WasiBody>,

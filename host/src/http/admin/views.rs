@@ -8,7 +8,7 @@ use serde::ser::Serializer;
 use crate::agent::{Deployed, Deployment, Failed, LiveInstance, LiveRun};
 use crate::id::{AgentName, Digest, InstanceKey, RunId};
 use crate::journal::{DeploymentRecord, RunRecord, RunState};
-use crate::wasm::Happening;
+use crate::wasm::{Happening, Kind};
 
 /// A time, written as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy)]
@@ -48,6 +48,7 @@ pub(super) struct AgentView {
     generation: u64,
     since: Time,
     source: String,
+    kind: Option<Kind>,
     resumes: bool,
     migrates: bool,
     instances: usize,
@@ -66,6 +67,7 @@ impl AgentView {
             generation: record.generation,
             since: Time::of_ms(record.at_ms),
             source: record.source,
+            kind: None,
             resumes: false,
             migrates: false,
             error: None,
@@ -74,7 +76,8 @@ impl AgentView {
 
     pub(super) fn serving(deployed: &Deployed, live: &[LiveInstance]) -> Self {
         let (resumes, migrates) = (deployed.module.resumes(), deployed.module.migrates());
-        Self { resumes, migrates, ..Self::of(deployed.record.clone(), live) }
+        let kind = Some(deployed.module.kind());
+        Self { kind, resumes, migrates, ..Self::of(deployed.record.clone(), live) }
     }
 
     pub(super) fn failed(Failed { record, why }: Failed, live: &[LiveInstance]) -> Self {
