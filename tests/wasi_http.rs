@@ -29,7 +29,12 @@ async fn runs(host: &Started) -> Vec<Value> {
 
 /// Waits until no run is in flight.
 async fn no_runs(host: &Started) {
-    while !runs(host).await.is_empty() {
+    no_runs_but(host, 0).await;
+}
+
+/// Waits until so many runs are in flight.
+async fn no_runs_but(host: &Started, count: usize) {
+    while runs(host).await.len() != count {
         // The host's own books: there is nothing to be woken by.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -148,16 +153,18 @@ async fn a_client_that_does_not_read_stops_the_guest_and_through_it_the_sender()
 #[tokio::test]
 async fn trailers_pass_both_ways() {
     let host = TestHost::serving(&["service"]).start();
-    let mut client = Connection::to(&host.url).await;
-    client
-        .send(
-            "POST /agents/service/demo/echo HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\
-             connection: close, te\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
-             3\r\nabc\r\n0\r\nx-sum: 42\r\n\r\n",
-        )
-        .await;
-    let answer = client.rest().await;
-    assert!(answer.ends_with("3\r\nabc\r\n0\r\nx-sum: 42\r\n\r\n"), "{answer}");
+    for path in ["echo", "pass"] {
+        let mut client = Connection::to(&host.url).await;
+        let head = format!(
+            "POST /agents/service/demo/{path} HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\
+             connection: close, te\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n"
+        );
+        client.send(head).await;
+        client.send("3\r\nabc\r\n0\r\nx-sum: 42\r\n\r\n").await;
+        let answer = client.rest().await;
+        assert!(answer.ends_with("3\r\nabc\r\n0\r\nx-sum: 42\r\n\r\n"), "{path}: {answer}");
+    }
+    no_runs(&host).await;
 }
 
 #[tokio::test]
@@ -173,13 +180,26 @@ async fn a_client_that_leaves_is_missed() {
         host.logged(|line| line.contains("nobody takes") && line.contains(agent)).await;
         no_runs(&host).await;
     }
-    // Of one whose guest says nothing, the run is over at once.
-    let mut client = Connection::to(&host.url).await;
-    client.send(get("service/demo/silence")).await;
-    client.until("hush\n").await;
-    drop(client);
-    no_runs(&host).await;
     assert_eq!(host.metrics().await["runs_in_flight"], 0);
+}
+
+#[tokio::test]
+async fn calls_of_0_3_interleave_and_those_of_0_2_take_turns() {
+    let host = TestHost::serving(&BOTH).start();
+    for agent in BOTH {
+        let mut first = Connection::to(&host.url).await;
+        first.send(get(&format!("{agent}/demo/ticks"))).await;
+        first.until("tick\n").await;
+        let mut second = Connection::to(&host.url).await;
+        second.send(get(&format!("{agent}/demo/sse"))).await;
+        let elsewhere = host.get(&format!("{agent}/other/sse")).await;
+        assert_eq!(elsewhere.text().await.unwrap(), SSE, "another instance is not concerned");
+        if agent == "proxy" {
+            drop(first);
+        }
+        second.until("one\r\n").await;
+        no_runs_but(&host, usize::from(agent == "service")).await;
+    }
 }
 
 #[tokio::test]

@@ -419,8 +419,7 @@ fn value(id: impl std::fmt::Display) -> HeaderValue {
 
 /// The response of an agent that speaks HTTP itself, which may say how long its body is and which trailers follow.
 fn exchanged(response: AgentResponse) -> Response<Body> {
-    let mut response =
-        response.map(|body| Body::Chunks(body.map_err(BodyError::from).boxed_unsync()));
+    let mut response = response.map(Body::Chunks);
     for field in NOT_THE_AGENTS {
         if field != header::CONTENT_LENGTH && field != header::TRAILER {
             response.headers_mut().remove(field);

@@ -3,59 +3,59 @@
 //! **Problem.** A component that knows nothing of this host has neither runs nor turns, its request and its response go on for
 //! as long as both sides like, its client may leave at any time, and it is to live within the same limits as all others.
 //!
-//! **Mechanism.** An exchange is a run that is never on record. The guest's response goes to the client as it is, with the turn in which it was given; its body is
-//! wasmtime's, with a channel of one piece between the guest and the client, so each waits for the other. The run ends when the last
-//! *part* of the exchange is over: in 0.3 the response's body, in 0.2 the guest's call too. A client that leaves drops the body,
-//! so that the guest's next write fails; one that leaves, or is refused, before there is a response drops that. A run that is cancelled has both of its bodies
-//! broken off, and the guest the grace to end its call; then, as for all agents, its store is stopped. When a store goes before its time, the bodies
-//! of wasmtime end as if their guests had ended them; so the end of a body counts only while the session is not closed.
+//! **Mechanism.** An exchange is a run that is never on record. Its response's head leaves like any answer. In 0.3 the body is
+//! a stream of the guest's and goes the [way](crate::wasm::chunks) of a body in chunks; in 0.2 it comes out of wasmtime, and each piece waits
+//! until what the guest has written is durable. The run ends when the last *part* of the exchange is over: in 0.3 the body and its
+//! trailers, in 0.2 the body and the guest's call. A client that leaves is a channel that is closed, so
+//! that the guest's next write fails. A run that is cancelled has both of its bodies broken off, and the guest gets the grace to come to
+//! its end; then, as for all agents, its store is stopped.
 //!
 //! ```text
-//!               response                  body ended, broken off, let go; 0.2: call returned too
-//!   called ----------------> answered ------------------------------------------------------------> over
-//!     |                                                                                              ^
-//!     +-- error, no response, one that HTTP cannot carry --------------------------------------------+
+//!               response                  last part over, by the guest or since its client left
+//!   called ----------------> answered ----------------------------------------------------------> over
+//!     |                                                                                            ^
+//!     +-- error, no response, one that HTTP cannot carry ------------------------------------------+
 //! ```
 //!
-//! **Limits.** [`MAX_CHUNK`] bytes a piece, a few pieces a body; what else an agent has. Calls on an instance interleave in 0.3, and take turns in 0.2,
-//! whose guests hold their store while they wait. What a 0.3 guest goes on with after its response is over is no run; it ends with
-//! its instance. State that the guest writes is durable before its response's head leaves, but not before each piece of its body.
+//! When a store goes before its time, wasmtime's body of a 0.2 guest ends as if the guest had ended it; so its end counts
+//! only while the session is not closed.
+//!
+//! **Limits.** [`MAX_CHUNK`](crate::wasm::chunks::MAX_CHUNK) bytes a piece, a few pieces a body, and what else an agent has. Calls on an instance interleave in 0.3. In
+//! 0.2 they take turns, from the request to the end of the response: such a guest waits inside of its call, and wasmtime lets no other one in.
 //!
 //! **Cost.** A dozen allocations an exchange, and a copy of each piece.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context as Waking, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as Waking, Poll};
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use futures_util::future::Either::{Left, Right};
+use futures_util::{FutureExt as _, stream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, StatusCode, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::sync::oneshot;
-use wasmtime::Store;
-use wasmtime::component::{Accessor, Instance, InstancePre, Resource};
+use wasmtime::component::{
+    Access, Accessor, FutureConsumer, FutureReader, Instance, InstancePre, Resource, Source,
+};
+use wasmtime::{AsContextMut as _, Store, StoreContextMut};
 use wasmtime_wasi_http::p2::bindings::exports::wasi::http::incoming_handler;
 use wasmtime_wasi_http::p2::bindings::http::types as p2;
 use wasmtime_wasi_http::p3::bindings::exports::wasi::http::handler;
-use wasmtime_wasi_http::p3::bindings::http::types as p3;
-use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _, p3::Request as RequestOf03};
+use wasmtime_wasi_http::p3::bindings::http::types::{self as p3, HostResponseWithStore as _};
+use wasmtime_wasi_http::{Error, WasiBody, WasiHttp, WasiHttpView as _};
 
 use crate::fault::Fault;
-use crate::wasm::chunks::Truncated;
+use crate::wasm::chunks::{self, Chunks, End, Passage, Truncated};
 use crate::wasm::context::Context;
 use crate::wasm::module::Kind;
 use crate::wasm::run::{Answer, Run, check_status};
 use crate::wasm::session::Session;
 use crate::wasm::store::Request;
-
-/// The most that one piece of a body takes on its way out.
-pub(super) const MAX_CHUNK: usize = 64 * 1024;
 
 /// The body of a request, as its client sends it.
 pub struct Upload {
@@ -73,8 +73,6 @@ pub enum UploadError {
     Late,
     #[error("the client broke off")]
     BrokenOff,
-    #[error("the run was cancelled")]
-    Cancelled,
 }
 
 impl From<UploadError> for Error {
@@ -82,13 +80,16 @@ impl From<UploadError> for Error {
         match error {
             UploadError::TooLarge(limit) => Self::HttpRequestBodySize(Some(limit as u64)),
             UploadError::Late => Self::ConnectionReadTimeout,
-            UploadError::BrokenOff | UploadError::Cancelled => Self::ConnectionTerminated,
+            UploadError::BrokenOff => Self::ConnectionTerminated,
         }
     }
 }
 
 /// A response whose body comes as the guest writes it. Its status is one that HTTP knows.
-pub type Response = http::Response<UnsyncBoxBody<Bytes, Truncated>>;
+pub type Response = http::Response<UnsyncBoxBody<Bytes, BodyError>>;
+
+/// Why the body of a response breaks off.
+pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where a module exports its handler.
 pub(super) enum HandlerIndices {
@@ -169,8 +170,8 @@ impl Handler {
             let http = context.http();
             wasmtime::error::Ok(match &self.export {
                 Export::V03(guest) => {
-                    let exchange = Exchange::new(session, run.clone(), request.method(), 1);
-                    let (request, _) = RequestOf03::from_http(http.hooks, request);
+                    let exchange = Exchange::new(session, run.clone(), request.method());
+                    let (request, _) = p3::Request::from_http(http.hooks, request);
                     let request = http.table.push(request)?;
                     let export = guest.func_handle();
                     let call = export.start_call_concurrent(access, (request,))?;
@@ -180,11 +181,11 @@ impl Handler {
                     }))
                 }
                 Export::V02(guest) => {
-                    let exchange = Exchange::new(session, run.clone(), request.method(), 2);
+                    let exchange = Exchange::new(session, run.clone(), request.method());
                     let answered = exchange.clone();
                     let mut http = http;
                     let answer = http.new_response_outparam_from_callback(move |given| {
-                        answered.answer(given.map_err(Error::from));
+                        answered.respond_02(given.map_err(Error::from));
                     })?;
                     let scheme = match request.uri().scheme() == Some(&Scheme::HTTPS) {
                         true => p2::Scheme::Https,
@@ -204,22 +205,16 @@ impl Handler {
 /// Sees to what a call came to.
 pub(super) fn finish(handled: Handled, accessor: &Accessor<Context>) -> wasmtime::Result<()> {
     match handled {
-        Handled::V03(exchange, Err(code)) => exchange.answer(Err(code.into())),
+        Handled::V03(exchange, Err(code)) => {
+            let fault = exchange.no_response(&code.into());
+            exchange.session.finish(&exchange.run, Answer::Failed(fault));
+        }
         Handled::V03(exchange, Ok(response)) => {
-            let (sent, is_sent) = oneshot::channel();
-            // What the guest hears of how its response was sent.
-            let told = async { is_sent.await.unwrap_or(Err(Error::ConnectionTerminated)) };
-            let response = accessor.with(|mut access| {
-                let response = access.get().http().table.delete(response)?;
-                response.into_http(access, told)
-            })?;
-            exchange.respond(response, Some(sent));
+            return accessor.with(|access| exchange.respond_03(access, response));
         }
         Handled::V02(exchange) => {
-            if !exchange.answered.load(Ordering::Relaxed) {
-                exchange.answer(Err(Error::HttpResponseIncomplete));
-            }
-            exchange.part_over(None);
+            exchange.returned();
+            exchange.part_over(None, None);
         }
     }
     Ok(())
@@ -253,8 +248,7 @@ fn assemble(
         .authority(host.unwrap_or_else(|| Authority::from_static("localhost")))
         .path_and_query(PathAndQuery::try_from(path)?)
         .build()?;
-    let body = UntilCancelled::new(body, run, || UploadError::Cancelled.into());
-    let mut request = http::Request::new(body.boxed_unsync());
+    let mut request = http::Request::new(Received::new(body, run).boxed_unsync());
     *request.method_mut() = Method::try_from(method.as_str())?;
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;
@@ -265,210 +259,374 @@ fn assemble(
 pub(super) struct Exchange {
     session: Arc<Session>,
     run: Run,
-    /// Those that are not over.
-    parts: AtomicU8,
-    answered: AtomicBool,
     /// Whether it is the head of a response that was asked for.
     of_head: bool,
+    open: Mutex<Open>,
+}
+
+struct Open {
+    answered: bool,
+    /// How many are not over.
+    parts: u8,
     /// The first thing that went wrong.
-    fault: OnceLock<Fault>,
+    fault: Option<Fault>,
+    /// The end of the response's body, to be marked with the last part.
+    end: Option<End>,
+    /// Tells a 0.3 guest that its response was sent.
+    sent: Option<oneshot::Sender<()>>,
+}
+
+/// What a response's head says of its body.
+struct Measure {
+    /// Whether there is none to send, whatever the guest writes.
+    bodiless: bool,
+    /// What is left of its length, if that is said.
+    left: Option<u64>,
 }
 
 impl Exchange {
-    fn new(session: Arc<Session>, run: Run, method: &Method, parts: u8) -> Arc<Self> {
-        let (parts, answered) = (AtomicU8::new(parts), AtomicBool::new(false));
+    fn new(session: Arc<Session>, run: Run, method: &Method) -> Arc<Self> {
+        let open = Open { answered: false, parts: 2, fault: None, end: None, sent: None };
         let of_head = method == Method::HEAD;
-        Arc::new(Self { session, run, parts, answered, of_head, fault: OnceLock::new() })
+        Arc::new(Self { session, run, of_head, open: Mutex::new(open) })
     }
 
-    /// Answers with the guest's response, or why there is none.
-    fn answer(self: &Arc<Self>, given: Result<http::Response<WasiBody>, Error>) {
-        match given {
-            Ok(response) => self.respond(response, None),
-            Err(error) => {
-                tracing::warn!(
-                    instance = %self.session.ledger().key(), run = %self.run.id(),
-                    "the agent gave no response: {error}"
-                );
-                self.fail(Fault::AgentFailed);
+    fn open(&self) -> MutexGuard<'_, Open> {
+        // Nothing below panics while it holds the lock, so a poisoned one is whole.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this head says, if HTTP can carry it.
+    fn measure(&self, status: StatusCode, headers: &HeaderMap) -> Result<Measure, Fault> {
+        check_status(status.as_u16())?;
+        let bodiless =
+            self.of_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        // Guests cannot make it anything but a number.
+        let length = headers.get(header::CONTENT_LENGTH).filter(|_| !bodiless);
+        let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        Ok(Measure { bodiless, left })
+    }
+
+    /// The guest of a 0.3 call answers.
+    fn respond_03(
+        self: Arc<Self>,
+        mut access: Access<'_, Context>,
+        response: Resource<p3::Response>,
+    ) -> wasmtime::Result<()> {
+        let table = access.get().http().table;
+        let p3::Response { status, headers, .. } = table.get(&response)?;
+        let (status, headers) = (*status, headers.clone());
+        let (sent, is_sent) = oneshot::channel();
+        let told = async {
+            let sent = is_sent.await.map_err(|_| p3::ErrorCode::ConnectionTerminated);
+            wasmtime::error::Ok(sent)
+        };
+        let told = FutureReader::new(&mut access, told)?;
+        let http = Access::<_, WasiHttp>::new(access.as_context_mut(), Context::http);
+        let (mut body, mut trailers) = WasiHttp::consume_body(http, response, told)?;
+        let measure = match self.measure(status, &headers) {
+            Ok(measure) => measure,
+            Err(fault) => {
+                // The guest's next write fails.
+                body.close(&mut access)?;
+                trailers.close(&mut access)?;
+                self.session.finish(&self.run, Answer::Failed(fault));
+                return Ok(());
             }
+        };
+        self.open().sent = Some(sent);
+        let last = Arc::<Mutex<_>>::default();
+        trailers.pipe(&mut access, Trailers { exchange: self.clone(), to: last.clone() })?;
+        let passage = OfExchange { exchange: self.clone(), measure, fault: None };
+        let (pipe, chunks) = chunks::channel(self.session.clone(), passage);
+        body.pipe(&mut access, pipe)?;
+        let run = self.run.clone();
+        let pieces = stream::try_unfold((chunks, last, run), async |(mut chunks, last, run)| {
+            let frame = next_03(&mut chunks, &last, &run).await?;
+            Ok::<_, BodyError>(frame.map(|frame| (frame, (chunks, last, run))))
+        });
+        self.answer(status, headers.into(), StreamBody::new(pieces).boxed_unsync());
+        Ok(())
+    }
+
+    /// The guest of a 0.2 call answers.
+    fn respond_02(self: &Arc<Self>, given: Result<http::Response<WasiBody>, Error>) {
+        let given = given.map(http::Response::into_parts);
+        match given {
+            Err(error) => self.fail(self.no_response(&error)),
+            Ok((head, body)) => match self.measure(head.status, &head.headers) {
+                Err(fault) => self.fail(fault),
+                Ok(Measure { left: Some(left), .. }) if left > 0 && body.is_end_stream() => {
+                    let why = format!("its content-length is {left}, and it has no body");
+                    self.fail(Fault::BadResponse(why));
+                }
+                Ok(measure) => {
+                    let download = Download { body, exchange: self.clone(), measure, over: false };
+                    let pieces = stream::try_unfold(download, async |mut download| {
+                        let frame = download.next().await?;
+                        Ok::<_, BodyError>(frame.map(|frame| (frame, download)))
+                    });
+                    let body = StreamBody::new(pieces).boxed_unsync();
+                    self.answer(head.status, head.headers, body);
+                }
+            },
         }
     }
 
-    fn fail(&self, fault: Fault) {
-        self.answered.store(true, Ordering::Relaxed);
-        self.session.answer(&self.run, Answer::Failed(fault.clone()));
-        self.part_over(Some(fault));
+    /// The guest of a 0.2 call has returned.
+    fn returned(&self) {
+        if !self.open().answered {
+            self.fail(self.no_response(&Error::HttpResponseIncomplete));
+        }
     }
 
-    /// Answers with the guest's response, if HTTP can carry it.
-    fn respond(
-        self: &Arc<Self>,
-        response: http::Response<WasiBody>,
-        sent: Option<oneshot::Sender<Result<(), Error>>>,
+    fn answer(
+        &self,
+        status: StatusCode,
+        headers: HeaderMap,
+        body: UnsyncBoxBody<Bytes, BodyError>,
     ) {
-        let (head, body) = response.into_parts();
-        let bodiless = self.of_head
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let length = head.headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        if let Err(fault) = check_status(head.status.as_u16()) {
-            return self.fail(fault);
-        }
-        if !bodiless && body.is_end_stream() && length.is_some_and(|length| length > 0) {
-            let why = format!("its content-length is {}, and it has no body", length.unwrap_or(0));
-            return self.fail(Fault::BadResponse(why));
-        }
-        self.answered.store(true, Ordering::Relaxed);
-        let body = UntilCancelled::new(body, &self.run, || UploadError::Cancelled.into());
-        let left = length.filter(|_| !bodiless);
-        let download = Download { body, exchange: self.clone(), bodiless, left, sent, over: false };
-        let response = http::Response::from_parts(head, download.boxed_unsync());
+        self.open().answered = true;
+        let mut response = http::Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
         self.session.answer(&self.run, Answer::Exchange(Box::new(response)));
     }
 
-    /// A part is over, by this fault if by one.
-    fn part_over(&self, fault: Option<Fault>) {
-        if let Some(fault) = fault {
-            // The first one counts.
-            let _ = self.fault.set(fault);
+    /// There is no response, but an error of the guest's.
+    fn no_response(&self, error: &Error) -> Fault {
+        tracing::warn!(
+            instance = %self.session.ledger().key(), run = %self.run.id(),
+            "the agent gave no response: {error}"
+        );
+        Fault::AgentFailed
+    }
+
+    /// A 0.2 call has no response, so there will be no body.
+    fn fail(&self, fault: Fault) {
+        self.open().answered = true;
+        self.session.answer(&self.run, Answer::Failed(fault.clone()));
+        self.part_over(Some(fault), None);
+    }
+
+    /// The body is not what its head says.
+    fn wrong(&self, why: String) -> Fault {
+        tracing::warn!(
+            instance = %self.session.ledger().key(), run = %self.run.id(),
+            "the agent's response breaks off: {why}"
+        );
+        Fault::BadResponse(why)
+    }
+
+    /// A part is over, by this fault if by one. With the last one the run ends.
+    fn part_over(&self, fault: Option<Fault>, end: Option<End>) {
+        let mut open = self.open();
+        open.fault = open.fault.take().or(fault);
+        open.end = open.end.take().or(end);
+        open.parts = open.parts.saturating_sub(1);
+        if open.parts > 0 {
+            return;
         }
-        if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.session.leave(&self.run, self.fault.get());
+        let Open { fault, end, sent, .. } = &mut *open;
+        match (fault.take(), end.take()) {
+            (None, Some(end)) => {
+                if let Some(sent) = sent.take() {
+                    // A guest that does not ask hears nothing.
+                    let _ = sent.send(());
+                }
+                self.session.conclude(&self.run, end);
+            }
+            (fault, _) => {
+                sent.take();
+                self.session.leave(&self.run, fault.as_ref());
+            }
         }
     }
 }
 
-/// A response's body on its way to the client.
-struct Download {
-    body: UntilCancelled<WasiBody>,
+/// The body of a 0.3 guest's response, as it passes.
+struct OfExchange {
     exchange: Arc<Exchange>,
-    /// Whether there is nothing to send, whatever the guest writes.
-    bodiless: bool,
-    /// What is left of the length that the head says.
-    left: Option<u64>,
-    /// Tells the guest how it went.
-    sent: Option<oneshot::Sender<Result<(), Error>>>,
+    measure: Measure,
+    fault: Option<Fault>,
+}
+
+impl Passage for OfExchange {
+    fn passes(&mut self, bytes: usize) -> bool {
+        let Some(left) = &mut self.measure.left else { return true };
+        let Some(less) = left.checked_sub(bytes as u64) else {
+            self.fault = Some(self.exchange.wrong("it is longer than it said".into()));
+            return false;
+        };
+        *left = less;
+        true
+    }
+
+    fn left(&mut self) {
+        let whole = self.measure.bodiless || self.measure.left == Some(0);
+        self.fault = (!whole).then_some(Fault::Cancelled);
+    }
+
+    fn ended(&mut self, end: End) {
+        let missing = self.measure.left.filter(|left| *left > 0 && self.fault.is_none());
+        let missing = missing.map(|left| self.exchange.wrong(format!("{left} bytes are missing")));
+        self.exchange.part_over(self.fault.take().or(missing), Some(end));
+    }
+}
+
+/// Takes the trailers of a 0.3 guest's response.
+struct Trailers {
+    exchange: Arc<Exchange>,
+    to: Arc<Mutex<Option<HeaderMap>>>,
+}
+
+impl FutureConsumer<Context> for Trailers {
+    type Item = Result<Option<Resource<p3::Trailers>>, p3::ErrorCode>;
+
+    fn poll_consume(
+        self: Pin<&mut Self>,
+        _: &mut Waking<'_>,
+        mut store: StoreContextMut<'_, Context>,
+        mut source: Source<'_, Self::Item>,
+        _: bool,
+    ) -> Poll<wasmtime::Result<()>> {
+        let mut given = None;
+        source.read(&mut store, &mut given)?;
+        let fault = match given {
+            Some(Ok(Some(trailers))) => {
+                let trailers = store.data_mut().http().table.delete(trailers)?;
+                *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(trailers.into());
+                None
+            }
+            Some(Ok(None)) | None => None,
+            Some(Err(code)) => Some(self.exchange.wrong(Error::from(code).to_string())),
+        };
+        self.exchange.part_over(fault, None);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What comes next of the body of a 0.3 guest's response.
+async fn next_03(
+    chunks: &mut Chunks,
+    trailers: &Mutex<Option<HeaderMap>>,
+    run: &Run,
+) -> Result<Option<Frame<Bytes>>, BodyError> {
+    let chunk = tokio::select! {
+        biased;
+        () = run.cancelled() => return Err(Truncated.into()),
+        chunk = chunks.next() => chunk.transpose()?,
+    };
+    let Some((bytes, after)) = chunk else {
+        let last = trailers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        return Ok(last.map(Frame::trailers));
+    };
+    after.durable().await?;
+    Ok(Some(Frame::data(bytes)))
+}
+
+/// The body of a 0.2 guest's response on its way to the client.
+struct Download {
+    body: WasiBody,
+    exchange: Arc<Exchange>,
+    measure: Measure,
     over: bool,
 }
 
 impl Download {
-    /// The part of the exchange is over.
-    fn end(&mut self, fault: Option<Fault>) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
-        if let Some(sent) = self.sent.take().filter(|_| fault.is_none()) {
-            // A guest that does not ask hears nothing.
-            let _ = sent.send(Ok(()));
-        }
-        self.exchange.part_over(fault);
-    }
-
-    fn bad(&mut self, why: String) -> Truncated {
-        let Exchange { session, run, .. } = &*self.exchange;
-        tracing::warn!(
-            instance = %session.ledger().key(), run = %run.id(), "the agent's response breaks off: {why}"
-        );
-        self.end(Some(Fault::BadResponse(why)));
-        Truncated
-    }
-}
-
-impl http_body::Body for Download {
-    type Data = Bytes;
-    type Error = Truncated;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Waking<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Truncated>>> {
-        let this = &mut *self;
-        if this.over {
-            return Poll::Ready(None);
-        }
-        let polled = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        let lacks = this.left.filter(|left| *left > 0);
-        Poll::Ready(match (polled, lacks) {
-            (Some(Ok(frame)), _) => {
-                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                match this.left.map(|left| left.checked_sub(length)) {
-                    Some(None) => Some(Err(this.bad("it is longer than it said".into()))),
-                    left => {
-                        this.left = left.flatten();
-                        Some(Ok(frame))
-                    }
+    /// What comes next.
+    async fn next(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
+        let Exchange { session, run, .. } = &*self.exchange.clone();
+        let frame = tokio::select! {
+            biased;
+            () = run.cancelled() => return Err(self.end(Fault::Cancelled)),
+            frame = self.body.frame() => frame,
+        };
+        let Some(frame) = frame else {
+            if session.is_closed() {
+                // Whoever had the store go has seen to the run.
+                self.over = true;
+                return Err(Truncated.into());
+            }
+            return match self.measure.left.filter(|left| *left > 0) {
+                Some(left) => Err(self.wrong(format!("{left} bytes are missing"))),
+                None => {
+                    self.over = true;
+                    self.exchange.part_over(None, None);
+                    Ok(None)
                 }
+            };
+        };
+        let frame = frame.map_err(|error| self.wrong(error.to_string()))?;
+        if let Some(left) = &mut self.measure.left {
+            let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+            match left.checked_sub(length) {
+                Some(less) => *left = less,
+                None => return Err(self.wrong("it is longer than it said".into())),
             }
-            (Some(Err(_)), _) if this.exchange.run.is_cancelled() => {
-                this.end(Some(Fault::Cancelled));
-                Some(Err(Truncated))
-            }
-            (Some(Err(error)), _) => Some(Err(this.bad(error.to_string()))),
-            // The store went, and whoever had it go has seen to the run.
-            (None, _) if this.exchange.session.is_closed() => {
-                this.over = true;
-                Some(Err(Truncated))
-            }
-            (None, Some(left)) => Some(Err(this.bad(format!("{left} bytes are missing")))),
-            (None, None) => {
-                this.end(None);
-                None
-            }
-        })
+        }
+        session.flush().await?;
+        Ok(Some(frame))
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.over || (self.left.is_none_or(|left| left == 0) && self.body.is_end_stream())
+    fn wrong(&mut self, why: String) -> BodyError {
+        let fault = self.exchange.wrong(why);
+        self.end(fault)
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    fn end(&mut self, fault: Fault) -> BodyError {
+        self.over = true;
+        self.exchange.part_over(Some(fault), None);
+        Truncated.into()
     }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // What has nothing more to say need not be asked for its end.
-        let whole = self.bodiless || self.left == Some(0) || self.is_end_stream();
-        if !self.exchange.session.is_closed() {
-            self.end((!whole).then_some(Fault::Cancelled));
+        if self.over || self.exchange.session.is_closed() {
+            return;
         }
+        // A client need not ask for an end that it knows.
+        let Measure { bodiless, left } = self.measure;
+        let whole = bodiless || left == Some(0) || self.body.is_end_stream();
+        self.exchange.part_over((!whole).then_some(Fault::Cancelled), None);
     }
 }
 
-/// A body that breaks off when its run is cancelled.
-struct UntilCancelled<B: http_body::Body> {
-    body: B,
+/// The body of a request, until its run is cancelled.
+struct Received {
+    body: WasiBody,
     cancelled: Pin<Box<dyn Future<Output = ()> + Send>>,
-    broken: fn() -> B::Error,
+    over: bool,
 }
 
-impl<B: http_body::Body> UntilCancelled<B> {
-    fn new(body: B, run: &Run, broken: fn() -> B::Error) -> Self {
+impl Received {
+    fn new(body: WasiBody, run: &Run) -> Self {
         let run = run.clone();
-        Self { body, cancelled: Box::pin(async move { run.cancelled().await }), broken }
+        Self { body, cancelled: Box::pin(async move { run.cancelled().await }), over: false }
     }
 }
 
-impl<B: http_body::Body + Unpin> http_body::Body for UntilCancelled<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+impl http_body::Body for Received {
+    type Data = Bytes;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Waking<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
         if self.cancelled.poll_unpin(cx).is_ready() {
-            // So that it is not polled again.
-            self.cancelled = Box::pin(std::future::ready(()));
-            return Poll::Ready(Some(Err((self.broken)())));
+            self.over = true;
+            return Poll::Ready(Some(Err(Error::ConnectionTerminated)));
         }
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.over || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

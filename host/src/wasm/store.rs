@@ -30,7 +30,7 @@ use crate::fault::{Fault, Limit};
 use crate::id::Seq;
 use crate::wasm::bindings::types::{AgentError, Body, Header, Reply, Request as GuestRequest};
 use crate::wasm::bindings::{handler, migration, resumption};
-use crate::wasm::chunks;
+use crate::wasm::chunks::{self, OfRun};
 use crate::wasm::context::{Context, LimitReached, Variables};
 use crate::wasm::engine::Engine;
 use crate::wasm::exchange::{self, Handled, Upload};
@@ -428,7 +428,8 @@ fn answer_chunks(
         session.finish(&run, Answer::Response(head, Bytes::new()));
         return Ok(());
     }
-    let (pipe, chunks) = chunks::channel(session.clone(), run.clone());
+    let of_run = OfRun(session.clone(), run.clone());
+    let (pipe, chunks) = chunks::channel(session.clone(), of_run);
     session.answer(&run, Answer::Chunks(head, chunks));
     accessor.with(|access| stream.pipe(access, pipe))
 }

@@ -17,8 +17,8 @@ use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
+use crate::wasm::chunks::MAX_CHUNK;
 use crate::wasm::context::Context;
-use crate::wasm::exchange::MAX_CHUNK;
 
 /// What a store has for `wasi:http`, once its guest has used it.
 #[derive(Default)]

@@ -2,6 +2,7 @@
 //!
 //! - `/sse` writes an event stream by hand, in pieces that cut its lines.
 //! - `/echo` sends the body back as it comes, with its trailers.
+//! - `/pass` hands the body back without a look at it.
 //! - `/ticks` writes a line every few milliseconds until nobody takes it, and says so.
 //! - `/silence` writes a line and then waits for ever.
 //! - `/late` waits for ever before it answers.
@@ -137,6 +138,13 @@ async fn answer(request: Request) -> Result<Response, ErrorCode> {
                 }
                 trailers.await.ok().flatten().map(|trailers| trailers.clone())
             })
+        }
+        "pass" => {
+            let (_, result) = wit_future::new(|| Ok(()));
+            let (received, trailers) = Request::consume_body(request, result);
+            let fields = [("trailer".to_owned(), b"x-sum".to_vec())];
+            let headers = Fields::from_list(&fields).expect("they are fields");
+            Response::new(headers, Some(received), trailers).0
         }
         "ticks" => streaming(200, &[], async |mut body| {
             while body.write_all(b"tick\n".into()).await.is_empty() {
