@@ -3,12 +3,16 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use bureau::config::JournalLimits;
+use bureau::id::InstanceKey;
+use bureau::journal::{Journal, Options};
 use futures_util::StreamExt as _;
 use reqwest::{Body, Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Connection, Started, TestHost, another_module, guest, header, module, problem,
+    Connection, Disk, InProcess, Started, Stream, TestHost, another_module, guest, header, module,
+    problem,
 };
 
 /// An agent of each version.
@@ -183,6 +187,33 @@ async fn a_client_that_leaves_is_missed() {
     assert_eq!(host.metrics().await["runs_in_flight"], 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_guest_keeps_is_durable_before_what_it_writes_then_leaves() {
+    const COUNT: u64 = 200;
+    let disk = Disk::default();
+    let host = InProcess::serving(&BOTH, &disk, |_| {}).await;
+    for agent in BOTH {
+        let mut client = Connection::to(&host.url).await;
+        client.send(get(&format!("{agent}/demo/remember/{COUNT}"))).await;
+        let mut seen = 0;
+        while seen < COUNT {
+            assert_ne!(client.read(256).await, 0);
+            let text = client.text();
+            let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+            // Numbers between the sizes of chunks.
+            let numbers = body.split("\r\n").skip(1).step_by(2).flat_map(str::lines);
+            seen = numbers.filter_map(|number| number.parse().ok()).max().unwrap_or(0);
+            let options = Options { file: "crashed.redb".into(), limits: JournalLimits::default() };
+            let (journal, _) = Journal::open_on(disk.survivor().backend(), options).unwrap();
+            let key = InstanceKey::new(agent.parse().unwrap(), "demo").unwrap();
+            let kept = journal.state(&key).unwrap().map_or(0, |state| state.parse().unwrap());
+            assert!(seen <= kept, "{agent}: {seen} was seen and {kept} is kept");
+            journal.close().await;
+        }
+    }
+    host.stop().await;
+}
+
 #[tokio::test]
 async fn calls_of_0_3_interleave_and_those_of_0_2_take_turns() {
     let host = TestHost::serving(&BOTH).start();
@@ -195,11 +226,18 @@ async fn calls_of_0_3_interleave_and_those_of_0_2_take_turns() {
         let elsewhere = host.get(&format!("{agent}/other/sse")).await;
         assert_eq!(elsewhere.text().await.unwrap(), SSE, "another instance is not concerned");
         if agent == "proxy" {
+            // Nobody waits for this one when its turn comes.
+            let mut left = Connection::to(&host.url).await;
+            left.send(get("proxy/demo/silence")).await;
+            left.taken().await;
+            drop(left);
             drop(first);
         }
         second.until("one\r\n").await;
         no_runs_but(&host, usize::from(agent == "service")).await;
     }
+    let untaken = host.log().iter().filter(|line| line.contains("nobody takes the body")).count();
+    assert_eq!(untaken, 1, "of the first");
 }
 
 #[tokio::test]
@@ -309,6 +347,37 @@ async fn a_cancelled_run_breaks_off() {
         assert!(!client.rest().await.contains("0\r\n\r\n"), "{path}");
         no_runs(&host).await;
     }
+    // It is the one that is cancelled, and its guest hears of it in time.
+    let host = TestHost::serving(&BOTH).config("[instances]\ncancel_grace = \"1h\"").start();
+    let mut happenings = Stream::open(host.operate(Method::GET, "/v1/events")).await;
+    for agent in BOTH {
+        let mut client = Connection::to(&host.url).await;
+        client.send(get(&format!("{agent}/demo/ticks"))).await;
+        client.until("tick\n").await;
+        let run = only_run(&host).await;
+        cancel(&host, &run).await;
+        assert!(!client.rest().await.contains("0\r\n\r\n"), "{agent}");
+        host.logged(|line| line.contains("nobody takes") && line.contains(agent)).await;
+        no_runs(&host).await;
+        let started = happenings.next().await.unwrap();
+        let ended = happenings.next().await.unwrap();
+        assert_eq!((&*started.name, &*ended.name), ("instance-started", "run-ended"));
+        let ended: Value = serde_json::from_str(&ended.data).unwrap();
+        assert_eq!((&ended["run"], &ended["state"]), (&json!(run), &json!("cancelled")));
+
+        let mut client = Connection::to(&host.url).await;
+        let head = "host: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        client.send(format!("POST /agents/{agent}/demo/count HTTP/1.1\r\n{head}")).await;
+        cancel(&host, &only_run(&host).await).await;
+        let answer = client.until("\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 409"), "{agent}: {answer}");
+        host.logged(|line| line.contains("broke off") && line.contains(agent)).await;
+        no_runs(&host).await;
+        let ended = happenings.next().await.unwrap();
+        assert_eq!(ended.name, "run-ended");
+    }
+
+    let host = TestHost::serving(&BOTH).config(grace).start();
     // What has not answered gets the grace; then its store is stopped.
     for path in ["service/demo/late", "service/demo/spin"] {
         let waiting = tokio::spawn(host.request(Method::GET, path).send());

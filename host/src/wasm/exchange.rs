@@ -296,8 +296,11 @@ impl Exchange {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What this head says, if HTTP can carry it.
+    /// What this head says, if it may be sent: HTTP can carry it, and nobody has cancelled the run.
     fn measure(&self, status: StatusCode, headers: &HeaderMap) -> Result<Measure, Fault> {
+        if self.run.is_cancelled() {
+            return Err(Fault::Cancelled);
+        }
         check_status(status.as_u16())?;
         let bodiless =
             self.of_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -395,6 +398,9 @@ impl Exchange {
 
     /// There is no response, but an error of the guest's.
     fn no_response(&self, error: &Error) -> Fault {
+        if self.run.is_cancelled() {
+            return Fault::Cancelled;
+        }
         tracing::warn!(
             instance = %self.session.ledger().key(), run = %self.run.id(),
             "the agent gave no response: {error}"

@@ -351,6 +351,11 @@ impl Run {
         }
     }
 
+    /// Whether somebody waits for the answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.progress().answer.as_ref().is_some_and(|sender| !sender.is_closed())
+    }
+
     /// The tail to read the run from.
     pub(super) fn tail(&self) -> &Arc<Tail> {
         let Inner { id, ledger, tail, .. } = &*self.0;

@@ -213,7 +213,7 @@ impl LiveStore {
                     match call {
                         Some(call) => {
                             session.begin(&call.run);
-                            calls.push(begin(*call, accessor, guest)?);
+                            calls.push(begin(*call, accessor, guest, session)?);
                         }
                         None => closed = true,
                     }
@@ -328,6 +328,7 @@ fn begin<'a>(
     Call { run, request, upload, entry }: Call,
     accessor: &'a Accessor<Context>,
     guest: &Guest,
+    session: &Session,
 ) -> wasmtime::Result<impl Future<Output = (Run, wasmtime::Result<Returned>)> + use<'a>> {
     let refused = |fault| Right(Right(ready(Ok(Returned::Refused(fault)))));
     let returned = match (guest, entry) {
@@ -336,6 +337,10 @@ fn begin<'a>(
             refused(Fault::AgentUnavailable)
         }
         (Guest::Agent(agent), _) => Left(call(&run, request, entry, accessor, agent)?),
+        // Its client has left while it waited, and nobody else ever hears of it.
+        (Guest::Http(_), Entry::Request) if !run.is_awaited() && !session.is_held() => {
+            refused(Fault::Cancelled)
+        }
         (Guest::Http(handler), Entry::Request) => {
             let handled = handler.begin(&run, request, upload, accessor)?;
             Right(Left(handled.map(|handled| handled.map(Returned::Http))))

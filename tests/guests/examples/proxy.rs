@@ -1,4 +1,4 @@
-//! An agent that is plain `wasi:http` 0.2 and knows nothing of the host. Its paths do what those of `service` do; `/nothing`
+//! An agent that is plain `wasi:http` 0.2, and but for one path knows nothing of the host. Its paths do what those of `service` do; `/nothing`
 //! gives no response.
 
 use std::io::Write as _;
@@ -9,6 +9,21 @@ use wasip2::http::types::{
     Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
 };
 use wasip2::io::streams::{OutputStream, StreamError};
+
+use self::bureau::agent::state;
+
+wit_bindgen::generate!({
+    path: "../../wit",
+    inline: "
+        package bureau:tests;
+
+        world keeping {
+            import bureau:agent/state@0.1.0;
+        }
+    ",
+    world: "bureau:tests/keeping",
+    generate_all,
+});
 
 struct Proxy;
 
@@ -138,6 +153,12 @@ impl Guest for Proxy {
                     write(body, &vec![b'x'; usize::from(number(3))])
                 });
             }
+            "remember" => stream(out, 200, &[], |body| {
+                (1..=number(2)).try_for_each(|n| {
+                    state::set(&n.to_string()).expect("a number is a document");
+                    write(body, format!("{n}\n").as_bytes())
+                })
+            }),
             "nothing" => {}
             _ => text(out, 404, "not here"),
         }

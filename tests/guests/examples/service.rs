@@ -1,4 +1,4 @@
-//! An agent that is plain `wasi:http` 0.3 and knows nothing of the host.
+//! An agent that is plain `wasi:http` 0.3, and but for one path knows nothing of the host.
 //!
 //! - `/sse` writes an event stream by hand, in pieces that cut its lines.
 //! - `/echo` sends the body back as it comes, with its trailers.
@@ -9,10 +9,12 @@
 //! - `/trap` writes a line and traps; `/memory` writes a line and takes all the memory there is; `/spin` never gives way.
 //! - `/count` reads the whole body and answers with its length, or with what is wrong with it.
 //! - `/head` answers with what it was asked; `/status/{status}` and `/length/{said}/{written}` with what HTTP may not carry.
+//! - `/remember/{count}` counts, and keeps each number as its state before it writes it.
 //! - `/error` answers with an error.
 
 use std::time::Duration;
 
+use self::bureau::agent::state;
 use self::exports::wasi::http::handler::Guest;
 use self::wasi::clocks::monotonic_clock::wait_for;
 use self::wasi::http::types::{ErrorCode, Fields, Request, Response};
@@ -21,7 +23,7 @@ use wit_bindgen::StreamResult;
 use wit_bindgen::rt::async_support::{StreamReader, StreamWriter};
 
 wit_bindgen::generate!({
-    path: ["../../wit/deps/clocks", "wit/http", "wit"],
+    path: ["../../wit", "wit/http", "wit"],
     world: "bureau:tests/service",
     runtime_path: "crate::wit_bindgen_rt",
     generate_all,
@@ -219,6 +221,17 @@ async fn answer(request: Request) -> Result<Response, ErrorCode> {
             let (said, written) = (number().to_string(), number());
             streaming(200, &[("content-length", &said)], async move |mut body| {
                 body.write_all(vec![b'x'; written]).await;
+                None
+            })
+        }
+        "remember" => {
+            number();
+            let count = number();
+            streaming(200, &[], async move |mut body| {
+                for n in 1..=count {
+                    state::set(&n.to_string()).expect("a number is a document");
+                    body.write_all(format!("{n}\n").into_bytes()).await;
+                }
                 None
             })
         }
