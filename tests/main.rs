@@ -18,6 +18,7 @@ mod migration;
 mod cancel;
 mod turns;
 mod faults;
+mod wasi_http;
 mod memory;
 mod floors;
 mod work;

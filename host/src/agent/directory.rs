@@ -413,6 +413,13 @@ impl Directory {
         runs.collect()
     }
 
+    /// How many runs are in flight, or on their way.
+    pub fn in_flight(&self) -> usize {
+        let live = self.live();
+        let stores = live.slots.values().flat_map(|slot| &slot.stores);
+        stores.map(|store| store.load.in_flight()).sum()
+    }
+
     /// How many stores there are, with those on their way out.
     pub fn stores(&self) -> usize {
         self.live().slots.values().map(|slot| slot.stores.len()).sum()

@@ -2,7 +2,7 @@
 //!
 //! `engine` makes the one engine, linker and clock; `module` turns bytes into something that can be
 //! instantiated, and `capabilities` says what it would need; `run`, `ledger` and `session` are what a call, an instance and a store have written; `context`
-//! is what a guest can call, `store` a live component instance, `chunks` the way of a raw body, `wasi_http` for agents that speak it, `log` where
+//! is what a guest can call, `store` a live component instance, `chunks` the way of a raw body, `wasi_http` what others than agents of ours import, `exchange` their requests, `log` where
 //! a guest's output goes, and `feed` where an operator hears of what happens.
 
 mod bindings;
@@ -10,6 +10,7 @@ mod capabilities;
 mod chunks;
 mod context;
 mod engine;
+mod exchange;
 mod feed;
 mod granted;
 mod ledger;
@@ -25,11 +26,12 @@ mod wasi_http;
 pub use self::capabilities::{Asked, Capability, Provision};
 pub use self::chunks::{Chunk, Chunks, Truncated};
 pub use self::engine::{Engine, EngineError, Modules};
+pub use self::exchange::{Response, Upload, UploadError};
 pub use self::feed::{Feed, Happening, News, Watcher};
 pub use self::granted::Granted;
 pub use self::ledger::Ledger;
 pub use self::load::Load;
-pub use self::module::{Gate, Inspection, LoadError, LoadKnownError, Module, Shape, inspect};
-pub use self::run::{Answer, Answered, Head, Origin, RequestHead, Run, epitaph};
+pub use self::module::{Gate, Inspection, Kind, LoadError, LoadKnownError, Module, Shape, inspect};
+pub use self::run::{Answer, Answered, Head, Origin, RequestHead, Run, check_status, epitaph};
 pub use self::session::{Running, Session};
 pub use self::store::{Call, Entry, LiveStore, Request, StartError};

@@ -55,6 +55,8 @@ pub struct Session {
     held: AtomicBool,
     /// Whether the store is to be dropped as it is.
     stopped: AtomicBool,
+    /// Whether the store is gone, or about to be.
+    closed: AtomicBool,
     /// Whether anyone has looked at what is being made since the last turn ended.
     touched: AtomicBool,
     /// Wakes guests that flush when a turn was submitted.
@@ -172,6 +174,7 @@ impl Session {
             making: Mutex::default(),
             held: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             submitted: Notify::new(),
             polling: AtomicBool::new(false),
@@ -368,7 +371,7 @@ impl Session {
         making.ended(run, told);
     }
 
-    /// A run answers with a chunked body, which goes on until it is [concluded](Session::conclude).
+    /// A run gives its client an answer and goes on, until it is [concluded](Session::conclude) or [left](Session::leave).
     pub(super) fn answer(&self, run: &Run, answer: Answer) {
         self.making().answers.push((run.clone(), answer));
     }
@@ -380,6 +383,26 @@ impl Session {
         making.touch(run);
         run.end(None, &mut making.writes);
         self.ended(&mut making, run, None);
+    }
+
+    /// A run that is not on record is over. It writes nothing, so it ends here and now, whatever turn is being made.
+    pub(super) fn leave(&self, run: &Run, failure: Option<&Fault>) {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if run.has_ended() || making.runs.remove(&run.id()).is_none() {
+            return;
+        }
+        run.end(failure, &mut Vec::new());
+        self.load.ended();
+        if let Some(waker) = making.idle.take() {
+            waker.wake();
+        }
+        drop(making);
+        if self.ledger.feed().is_watched() {
+            let (instance, outcome) = (self.ledger.key().clone(), outcome(failure));
+            let (run, module) = (run.id(), self.module);
+            let what = Happening::RunEnded { run, instance, module, outcome };
+            self.ledger.feed().tell(Some(self.ledger.latest()), what);
+        }
     }
 
     /// Waits until the last run in flight has ended.
@@ -421,12 +444,14 @@ impl Session {
         if self.is_held() {
             return;
         }
-        let mut making = self.making();
+        // What no client takes is dropped when the lock is not held: with the response of an exchange its run ends.
+        let mut untaken = Vec::new();
+        let mut guard = self.making();
         self.touched.store(false, Ordering::Relaxed);
-        if making.is_empty() {
+        if guard.is_empty() {
             return;
         }
-        let making = &mut *making;
+        let making = &mut *guard;
         let mut writes = std::mem::take(&mut making.writes);
         if self.resumable && !writes.is_empty() {
             // Whatever the turn wrote may be part of any run in flight, so each can be resumed from here.
@@ -455,19 +480,21 @@ impl Session {
             }
         }
         for (run, answer) in making.answers.drain(..) {
-            run.answer(answer, ticket.clone(), self.module);
+            untaken.extend(run.answer(answer, ticket.clone(), self.module).err());
         }
         for (permit, bytes) in making.chunks.drain(..) {
             permit.send((bytes, ticket.clone()));
         }
         making.ends.drain(..).for_each(End::mark);
         self.submitted.notify_waiters();
+        drop(guard);
+        drop(untaken);
     }
 
     /// Throws the turn away; returns the runs that are in flight.
     fn discard(&self) -> Vec<Run> {
         let mut making = self.making();
-        let Making { runs, writes, mut writing, .. } = std::mem::take(&mut *making);
+        let Making { runs, writes, mut writing, answers, .. } = std::mem::take(&mut *making);
         for write in &writes {
             if let Write::Event { tail, event } = write {
                 tail.release(event.size());
@@ -477,11 +504,14 @@ impl Session {
         let in_flight: Vec<_> = runs.values().cloned().collect();
         in_flight.iter().for_each(Run::discarded);
         making.runs = runs;
+        drop(making);
+        drop(answers);
         in_flight
     }
 
     /// The store has failed: nothing of the turn remains, and every run in flight ends with this fault.
     pub fn fail(&self, fault: &Fault) {
+        self.close();
         for run in self.discard() {
             self.finish(&run, Answer::Failed(fault.clone()));
         }
@@ -496,6 +526,16 @@ impl Session {
     /// Whether the store is to be dropped as it is.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
+    }
+
+    /// The store is about to go.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether the store is gone, or about to be.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// The store was stopped for the sake of runs that were cancelled and did not end: they end now, and those that

@@ -351,6 +351,12 @@ impl Admin {
                 stats.sending_bytes_peak,
             ),
             (
+                "runs_in_flight",
+                "gauge",
+                "Runs in flight in instances, on record or not.",
+                self.api.directory.in_flight() as u64,
+            ),
+            (
                 "live_instances",
                 "gauge",
                 "Component instances, with those on their way out.",
