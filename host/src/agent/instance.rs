@@ -100,8 +100,8 @@ impl Actor {
     async fn start(&self) -> Result<LiveStore, Fault> {
         let engine = self.directory.engine();
         let start = || {
-            let variables = self.deployed.variables.clone();
-            LiveStore::start(engine, &self.deployed.module, self.session.clone(), variables)
+            let granted = self.deployed.granted.clone();
+            LiveStore::start(engine, &self.deployed.module, self.session.clone(), granted)
         };
         let deadline = Instant::now() + ROOM;
         let mut started = start().await;

@@ -152,6 +152,23 @@ limits! {
         log_lines: u32, Count = 1000;
     }
 
+    /// Limits of agents' requests to others. Each is for one agent.
+    OutboundLimits, written as WrittenOutbound {
+        /// How long a connection may take to be made, TLS included: one that never is would hold a request's place.
+        connect_timeout: Duration, Span = Duration::from_secs(10);
+        /// How long a request may take to be sent and the head of its response to come. A guest can ask for less.
+        response_timeout: Duration, Span = Duration::from_secs(120);
+        /// How long the body of a response may be silent: a server that has gone to sleep holds a request's place.
+        read_stall: Duration, Span = Duration::from_secs(300);
+        /// Requests at once, until their responses' bodies have ended: past this they are refused. Each holds buffers.
+        requests: usize, Count = 64;
+        /// Connections at once, those that wait for another request included: past this, new ones are refused. Each one costs a
+        /// file descriptor.
+        connections: usize, Count = 256;
+        /// How long a connection waits for another request.
+        idle: Duration, SpanOrZero = Duration::from_secs(30);
+    }
+
     /// Limits of the journal.
     JournalLimits, written as WrittenJournal {
         /// Memory for the store's pages.

@@ -11,7 +11,7 @@
 //!
 //! **Cost.** Less than a microsecond a call, beyond what the function does.
 
-use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use wasmtime::component::{Accessor, HasSelf, Linker, Resource, ResourceTable};
@@ -22,19 +22,20 @@ use crate::config::InstanceLimits;
 use crate::journal::Pair;
 use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, StoreError};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
+use crate::wasm::granted::Granted;
 use crate::wasm::log::GuestLog;
 use crate::wasm::run::Run;
 use crate::wasm::session::{EmitRefused, Session, WriteRefused};
-
-/// Values that the operator gives an agent, by `wasi:config/store`.
-pub type Variables = Arc<BTreeMap<String, String>>;
+use crate::wasm::wasi_http::{self, Http};
 
 /// The data of one store.
 pub(super) struct Context {
-    session: Arc<Session>,
-    variables: Variables,
-    /// Made when the guest first asks for something of it, which many never do.
+    pub(super) session: Arc<Session>,
+    pub(super) granted: Arc<Granted>,
+    /// Made when the guest first asks for something of it, which many never do, unless it has files.
     wasi: Option<WasiCtx>,
+    /// Likewise.
+    pub(super) http: Option<Box<Http>>,
     pub(super) table: ResourceTable,
     limiter: Limiter,
 }
@@ -57,9 +58,11 @@ struct Limiter {
 }
 
 impl Context {
-    pub(super) fn new(session: Arc<Session>, variables: Variables) -> Self {
+    /// What a guest that is granted this finds. It fails when what is granted cannot be opened.
+    pub(super) fn new(session: Arc<Session>, granted: Arc<Granted>) -> io::Result<Self> {
         let limiter = Limiter { limits: session.limits().clone(), used: 0, reached: false };
-        Self { session, variables, wasi: None, table: ResourceTable::new(), limiter }
+        let wasi = granted.has_files().then(|| wasi(&session, &granted)).transpose()?;
+        Ok(Self { session, granted, wasi, http: None, table: ResourceTable::new(), limiter })
     }
 
     /// What the store and its actor share.
@@ -95,6 +98,7 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
     type Own = HasSelf<Context>;
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     wasmtime_wasi::p3::add_to_linker(linker)?;
+    wasi_http::link(linker)?;
     types::add_to_linker::<_, Own>(linker, |context| context)?;
     runs::add_to_linker::<_, Own>(linker, |context| context)?;
     state::add_to_linker::<_, Own>(linker, |context| context)?;
@@ -106,21 +110,24 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
 /// The most random bytes of one call, in which the guest does not give way: some milliseconds.
 const MAX_RANDOM: u64 = 1 << 20;
 
-/// Clocks, random numbers, and a log for what the guest prints.
-fn without_grants(session: &Arc<Session>) -> WasiCtx {
+/// Clocks, random numbers, a log for what the guest prints, and its files.
+fn wasi(session: &Arc<Session>, granted: &Granted) -> io::Result<WasiCtx> {
+    let mut wasi = without_files(session);
+    granted.open_files(&mut wasi)?;
+    Ok(wasi.build())
+}
+
+fn without_files(session: &Arc<Session>) -> WasiCtxBuilder {
     let log = |stream| GuestLog::new(session.clone(), stream);
-    WasiCtxBuilder::new()
-        .stdout(log("stdout"))
-        .stderr(log("stderr"))
-        .allow_tcp(false)
-        .allow_udp(false)
-        .max_random_size(MAX_RANDOM)
-        .build()
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.stdout(log("stdout")).stderr(log("stderr")).allow_tcp(false).allow_udp(false);
+    wasi.max_random_size(MAX_RANDOM);
+    wasi
 }
 
 impl WasiView for Context {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let ctx = self.wasi.get_or_insert_with(|| without_grants(&self.session));
+        let ctx = self.wasi.get_or_insert_with(|| without_files(&self.session).build());
         WasiCtxView { ctx, table: &mut self.table }
     }
 }
@@ -357,10 +364,10 @@ impl identity::Host for Context {
 
 impl config::Host for Context {
     fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<String>, config::Error>> {
-        Ok(Ok(self.variables.get(&key).cloned()))
+        Ok(Ok(self.granted.value(&key).map(String::from)))
     }
 
     fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::Error>> {
-        Ok(Ok(self.variables.iter().map(|(key, value)| (key.clone(), value.clone())).collect()))
+        Ok(Ok(self.granted.values()))
     }
 }

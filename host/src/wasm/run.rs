@@ -34,6 +34,7 @@ use crate::fault::{Fault, Limit};
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
 use crate::wasm::chunks::Chunks;
+use crate::wasm::exchange::Response;
 use crate::wasm::ledger::Ledger;
 
 /// A run that may be shared between its store, the actor and whoever cancels it.
@@ -137,6 +138,8 @@ pub enum Answer {
     Response(Head, Bytes),
     /// A response whose body comes as the guest writes it.
     Chunks(Head, Chunks),
+    /// The response of an agent that speaks HTTP itself. In a box, as few do.
+    Exchange(Box<Response>),
     /// The run's events.
     Events(Reader),
     /// Nothing: the run is over and emitted nothing.
@@ -373,13 +376,24 @@ impl Run {
         progress.now = progress.submitted;
     }
 
-    /// Sends the answer, if none was sent yet and somebody waits for it.
-    pub(super) fn answer(&self, answer: Answer, after: Ticket, module: Digest) {
+    /// Sends the answer, if none was sent yet and somebody waits for it. What nobody takes comes back.
+    pub(super) fn answer(
+        &self,
+        answer: Answer,
+        after: Ticket,
+        module: Digest,
+    ) -> Result<(), Answered> {
         let sender = self.progress().answer.take();
-        if let Some(sender) = sender {
-            // A client that has gone away changes nothing for the run.
-            drop(sender.send(Answered { answer, module, after }));
+        let answered = Answered { answer, module, after };
+        match sender {
+            Some(sender) => sender.send(answered),
+            None => Err(answered),
         }
+    }
+
+    /// Whether somebody waits for the answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.progress().answer.as_ref().is_some_and(|sender| !sender.is_closed())
     }
 
     /// The tail to read the run from.
@@ -395,6 +409,14 @@ impl Run {
 /// What an event takes of what its run may emit.
 fn data_bytes(event: &Event) -> u64 {
     (event.size() - Event::OVERHEAD) as u64
+}
+
+/// Whether a response may have this status.
+pub fn check_status(status: u16) -> Result<(), Fault> {
+    match status {
+        200..=599 => Ok(()),
+        _ => Err(Fault::BadResponse(format!("status {status} is not one of 200 to 599"))),
+    }
 }
 
 /// How a run ends with this failure, or without one.

@@ -60,6 +60,8 @@ pub struct Session {
     held: AtomicBool,
     /// Whether the watchdog is to look now.
     alarm: AtomicBool,
+    /// Whether the store is gone, or about to be.
+    closed: AtomicBool,
     /// Whether anyone has looked at what is being made since the last turn ended.
     touched: AtomicBool,
     /// Wakes guests that flush when a turn was submitted.
@@ -186,6 +188,7 @@ impl Session {
             making: Mutex::default(),
             held: AtomicBool::new(false),
             alarm: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             submitted: Notify::new(),
             polling: AtomicBool::new(false),
@@ -446,7 +449,7 @@ impl Session {
         }
     }
 
-    /// A run answers with a chunked body, which goes on until it is [concluded](Session::conclude).
+    /// A run gives its client an answer and goes on, until it is [concluded](Session::conclude) or [left](Session::leave).
     pub(super) fn answer(&self, run: &Run, answer: Answer) {
         self.making().answers.push((run.clone(), answer));
     }
@@ -463,6 +466,26 @@ impl Session {
         making.touch(run);
         run.end(None, &mut making.writes);
         self.ended(&mut making, run, None);
+    }
+
+    /// A run that is not on record is over. It writes nothing, so it ends here and now, whatever turn is being made.
+    pub(super) fn leave(&self, run: &Run, failure: Option<&Fault>) {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if run.has_ended() || making.runs.remove(&run.id()).is_none() {
+            return;
+        }
+        run.end(failure, &mut Vec::new());
+        self.load.ended();
+        if let Some(waker) = making.idle.take() {
+            waker.wake();
+        }
+        drop(making);
+        if self.ledger.feed().is_watched() {
+            let (instance, outcome) = (self.ledger.key().clone(), outcome(failure));
+            let (run, module) = (run.id(), self.module);
+            let what = Happening::RunEnded { run, instance, module, outcome };
+            self.ledger.feed().tell(Some(self.ledger.latest()), what);
+        }
     }
 
     /// Waits until the last run in flight has ended.
@@ -504,12 +527,14 @@ impl Session {
         if self.is_held() {
             return;
         }
-        let mut making = self.making();
+        // What no client takes is dropped when the lock is not held: with the response of an exchange its run ends.
+        let mut untaken = Vec::new();
+        let mut guard = self.making();
         self.touched.store(false, Ordering::Relaxed);
-        if making.is_empty() {
+        if guard.is_empty() {
             return;
         }
-        let making = &mut *making;
+        let making = &mut *guard;
         let mut writes = std::mem::take(&mut making.writes);
         if self.resumable && !writes.is_empty() {
             // Whatever the turn wrote may be part of any run in flight, so each can be resumed from here.
@@ -540,19 +565,22 @@ impl Session {
             self.ledger.feed().tell(Some(ticket.clone()), what);
         }
         for (run, answer) in making.answers.drain(..) {
-            run.answer(answer, ticket.clone(), self.module);
+            untaken.extend(run.answer(answer, ticket.clone(), self.module).err());
         }
         for (permit, bytes) in making.chunks.drain(..) {
             permit.send((bytes, ticket.clone()));
         }
         making.ends.drain(..).for_each(End::mark);
         self.submitted.notify_waiters();
+        drop(guard);
+        drop(untaken);
     }
 
     /// Throws the turn away; returns the runs that are in flight.
     fn discard(&self) -> Vec<Run> {
         let mut making = self.making();
-        let Making { runs, account, writes, mut writing, .. } = std::mem::take(&mut *making);
+        let Making { runs, account, writes, mut writing, answers, .. } =
+            std::mem::take(&mut *making);
         for write in &writes {
             if let Write::Event { tail, event } = write {
                 tail.release(event.size());
@@ -562,17 +590,30 @@ impl Session {
         let in_flight: Vec<_> = runs.values().map(|of| of.run.clone()).collect();
         in_flight.iter().for_each(Run::discarded);
         (making.runs, making.account) = (runs, account);
+        drop(making);
+        drop(answers);
         in_flight
     }
 
     /// The store has failed: nothing of the turn remains, and every run in flight ends with this fault.
     pub fn fail(&self, fault: &Fault) {
+        self.close();
         for run in self.discard() {
             // Why it was to end comes before what it did instead.
             let fault = run.over().map_or_else(|| fault.clone(), Fault::Limit);
             self.finish(&run, Answer::Failed(fault));
         }
         self.submit();
+    }
+
+    /// The store is about to go.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether the store is gone, or about to be.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// The store was stopped for the sake of runs that were to end and did not: they end now, and those that
