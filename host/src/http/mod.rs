@@ -13,6 +13,7 @@ mod runs;
 mod ui_messages;
 mod views;
 mod cors;
+mod upload;
 pub mod api;
 pub mod admin;
 pub mod server;

@@ -41,7 +41,7 @@ impl KeptReply {
                 headers: headers.clone(),
                 body: body.iter().copied().map(char::from).collect(),
             },
-            Answer::Chunks(..) => Self::Lost,
+            Answer::Chunks(..) | Answer::Exchange(_) => Self::Lost,
             Answer::NoContent => Self::Nothing,
             Answer::Failed(fault) => Self::failure(fault),
             Answer::Events(..) => return None,

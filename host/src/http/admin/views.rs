@@ -8,7 +8,7 @@ use crate::agent::{Deployed, Deployment, Failed, LiveInstance};
 use crate::http::documents::{Text, Time, json};
 use crate::id::{AgentName, Digest, InstanceKey, RunId};
 use crate::journal::{DeploymentRecord, RunState};
-use crate::wasm::Happening;
+use crate::wasm::{Asked, Happening, Kind};
 
 #[derive(Serialize)]
 pub(super) struct AgentView {
@@ -17,10 +17,13 @@ pub(super) struct AgentView {
     generation: u64,
     since: Time,
     source: String,
+    kind: Option<Kind>,
     resumes: bool,
     migrates: bool,
     instances: usize,
     runs: usize,
+    /// Known of a module that is loaded.
+    capabilities: Option<Vec<Asked>>,
     error: Option<String>,
 }
 
@@ -35,15 +38,19 @@ impl AgentView {
             generation: record.generation,
             since: Time::of_ms(record.at_ms),
             source: record.source,
+            kind: None,
             resumes: false,
             migrates: false,
+            capabilities: None,
             error: None,
         }
     }
 
     pub(super) fn serving(deployed: &Deployed, live: &[LiveInstance]) -> Self {
         let (resumes, migrates) = (deployed.module.resumes(), deployed.module.migrates());
-        Self { resumes, migrates, ..Self::of(deployed.record.clone(), live) }
+        let capabilities = Some(deployed.module.shape().asks(&deployed.granted));
+        let kind = Some(deployed.module.kind());
+        Self { kind, resumes, migrates, capabilities, ..Self::of(deployed.record.clone(), live) }
     }
 
     pub(super) fn failed(Failed { record, why }: Failed, live: &[LiveInstance]) -> Self {
