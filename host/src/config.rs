@@ -6,6 +6,7 @@
 //! Durations are written `"500ms"`, `"15s"` or `"7days"`; sizes are whole bytes, `65536`, or `"64 KiB"` with
 //! one of `B`, `KiB`, `MiB`, `GiB`. The command line goes over the file, the file over the defaults.
 
+mod auth;
 mod limits;
 mod print;
 mod unit;
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::auth::WrittenAuth;
+pub use self::auth::{Auth, Hook};
 pub use self::limits::{DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits};
 use self::limits::{GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal};
 use self::unit::{Count, SpanOrZero, Written};
@@ -40,6 +43,8 @@ pub struct Config {
     pub agents_dir: Option<PathBuf>,
     pub http: HttpLimits,
     pub cors: Cors,
+    /// What is asked of who calls an agent that has no rule of its own.
+    pub auth: Auth,
     pub deployments: DeploymentLimits,
     /// Of agents that have none of their own.
     pub instances: Arc<InstanceLimits>,
@@ -101,6 +106,8 @@ pub struct AgentConfig {
     pub config: BTreeMap<String, String>,
     /// What a module of the agent must answer with a 2xx before it serves: a path after the name of an instance.
     pub health: Option<String>,
+    /// What is asked of who calls it, in place of what is asked of all.
+    pub auth: Option<Auth>,
     /// The limits of its instances.
     pub limits: Arc<InstanceLimits>,
 }
@@ -137,6 +144,12 @@ impl Config {
         })
     }
 
+    /// What is asked of who calls an agent, whether or not there is one of that name.
+    pub fn auth(&self, name: &AgentName) -> &Auth {
+        let own = self.agents.get(name).and_then(|agent| agent.auth.as_ref());
+        own.unwrap_or(&self.auth)
+    }
+
     /// The most memory that an instance of any agent may have.
     pub fn largest_memory(&self) -> usize {
         let agents = self.agents.values().map(|agent| agent.limits.memory_bytes);
@@ -164,14 +177,17 @@ impl Config {
         let instances = InstanceLimits::default().but(raw.instances);
         let agents = raw.agents.into_iter().map(|(name, agent)| match name.parse() {
             Ok(name) => {
-                let WrittenAgent { config, health, limits } = agent;
+                let WrittenAgent { config, health, auth, limits } = agent;
+                let auth =
+                    auth.map(|auth| auth.read(&format!("agents.{name}.auth"))).transpose()?;
                 let limits = Arc::new(instances.clone().but(limits));
-                Ok((name, AgentConfig { config, health, limits }))
+                Ok((name, AgentConfig { config, health, auth, limits }))
             }
             Err(error) => Err(invalid(format!("agents.{name}"), error)),
         });
         let agents = agents.collect::<Result<_, _>>()?;
-        Ok(Self {
+        let auth = raw.auth.map(|auth| auth.read("auth")).transpose()?.unwrap_or_default();
+        let mut config = Self {
             listen: overrides.listen.or(raw.listen).unwrap_or(local(8787)),
             admin: overrides.admin.or(raw.admin).unwrap_or(local(8788)),
             admin_token: overrides.admin_token.or(raw.admin_token),
@@ -179,13 +195,16 @@ impl Config {
             agents_dir: overrides.agents_dir.or(raw.agents_dir),
             http: HttpLimits::default().but(raw.http),
             cors: raw.cors,
+            auth,
             deployments: DeploymentLimits::default().but(raw.deployments),
             instances: Arc::new(instances),
             journal: JournalLimits::default().but(raw.journal),
             resumptions_at_once: raw.resumptions_at_once.map_or(16, |count| count.0),
             grace: raw.grace.map_or(Duration::from_secs(10), |grace| grace.0),
             agents,
-        })
+        };
+        config.close_hooks()?;
+        Ok(config)
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -282,6 +301,7 @@ struct RawConfig {
     agents_dir: Option<PathBuf>,
     http: WrittenHttp,
     cors: Cors,
+    auth: Option<WrittenAuth>,
     deployments: WrittenDeployments,
     instances: WrittenInstances,
     journal: WrittenJournal,
@@ -295,6 +315,7 @@ struct RawConfig {
 struct WrittenAgent {
     config: BTreeMap<String, String>,
     health: Option<String>,
+    auth: Option<WrittenAuth>,
     limits: WrittenInstances,
 }
 

@@ -26,12 +26,13 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
 use super::accept::Accept;
+use super::auth::{self, Verdict};
 use super::problem::Problem;
 use super::route::{self, Route};
 use super::sse::{self, EventsBody, Pace};
 use super::{Body, BodyError, cors};
 use crate::agent::{self, Deployed, Directory, Refused, Registry};
-use crate::config::Config;
+use crate::config::{Config, Hook};
 use crate::fault::Fault;
 use crate::id::{Digest, InstanceKey, RunId};
 use crate::journal::{Journal, Located, NotResumable, Reader};
@@ -86,7 +87,7 @@ impl Api {
         }
         let accept = Accept::of(request.headers());
         let origin = cors::origin(cors, request.headers());
-        let asked = match Asked::of(request) {
+        let asked = match Asked::of(request, &self.config) {
             Ok(asked) => asked,
             Err(problem) => return Right(ready(self.respond(Err(problem), accept, origin))),
         };
@@ -116,6 +117,11 @@ impl Api {
     /// A request to an instance: resumes a stream or begins a run. What few requests need is in a box, as the
     /// place for it would be taken by all.
     async fn begin(self: Arc<Self>, mut asked: Asked, accept: Accept) -> Result<Begun, Problem> {
+        if let Some(hook) = asked.hook.take()
+            && let Verdict::Denied(response) = Box::pin(auth::ask(&self, &hook, &mut asked)).await?
+        {
+            return Ok(Begun::Answered(response));
+        }
         if !accept.is_satisfiable() {
             return Err(Problem::NotAcceptable);
         }
@@ -214,8 +220,6 @@ impl Api {
         deployed: Arc<Deployed>,
         reset: Option<Reset>,
     ) -> Result<BegunRun, Fault> {
-        let id = RunId::generate();
-        let (sender, answered) = oneshot::channel();
         let Asked { instance, method, path, head, .. } = asked;
         let request = AgentRequest { method: method.as_str().to_owned(), path, body };
         let origin = Origin {
@@ -224,14 +228,28 @@ impl Api {
             head,
             ..Origin::default()
         };
+        let (id, answered) = self.start(&instance, &deployed, request, origin)?;
+        Ok(BegunRun { id, instance, reset, answered })
+    }
+
+    /// Begins a run of an instance, and serves it as far as it goes without waiting.
+    pub(super) fn start(
+        &self,
+        instance: &InstanceKey,
+        deployed: &Arc<Deployed>,
+        request: AgentRequest,
+        origin: Origin,
+    ) -> Result<(RunId, oneshot::Receiver<Answered>), Fault> {
+        let id = RunId::generate();
+        let (sender, answered) = oneshot::channel();
         self.directory
-            .send(&instance, &deployed, |ledger| {
+            .send(instance, deployed, |ledger| {
                 let run = Run::new(ledger.clone(), id, origin, sender);
                 Call { run, request, entry: Entry::Request }
             })
             .map_err(|Refused { fault, .. }| fault)?
             .serve();
-        Ok(BegunRun { id, instance, reset, answered })
+        Ok((id, answered))
     }
 
     /// Answers with the first thing that a run does.
@@ -306,7 +324,9 @@ struct BegunRun {
 }
 
 /// The first thing that a run does, once it is durable.
-async fn first_act(answered: oneshot::Receiver<Answered>) -> Result<(Answer, Digest), Fault> {
+pub(super) async fn first_act(
+    answered: oneshot::Receiver<Answered>,
+) -> Result<(Answer, Digest), Fault> {
     // The sender goes without an answer only when the host is forced to end.
     let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
     after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
@@ -321,28 +341,34 @@ enum Resumed {
 }
 
 /// What a request asks an instance for, without a hold on the buffer that it came in.
-struct Asked {
-    instance: InstanceKey,
-    method: Method,
+pub(super) struct Asked {
+    pub(super) instance: InstanceKey,
+    pub(super) method: Method,
     /// What follows the instance's name, with the query.
-    path: String,
-    head: RequestHead,
+    pub(super) path: String,
+    pub(super) head: RequestHead,
+    /// Who is to be asked first, if anyone is.
+    hook: Option<Arc<Hook>>,
     /// Not empty. In a box, as few have one.
     last_event_id: Option<Box<HeaderValue>>,
     body: Incoming,
 }
 
 impl Asked {
-    fn of(request: Request<Incoming>) -> Result<Self, Problem> {
+    fn of(request: Request<Incoming>, config: &Config) -> Result<Self, Problem> {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
         let url = uri.path_and_query().map_or("/", |target| target.as_str());
         let Route::Agent { instance, path } = route::parse(url)?;
-        let fields = || headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
+        let auth = config.auth(instance.agent());
+        let hook = auth::check(auth, &headers)?;
+        let passed = |(name, _): &(&HeaderName, &HeaderValue)| auth::passes(auth, name);
+        let fields =
+            || headers.iter().filter(passed).map(|(name, value)| (name.as_str(), text_of(value)));
         let head = RequestHead::new(url, fields);
         let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
         let last_event_id = last_event_id.map(Box::new);
-        Ok(Self { instance, method, path, head, last_event_id, body })
+        Ok(Self { instance, method, path, head, hook, last_event_id, body })
     }
 }
 
@@ -352,7 +378,7 @@ pub(super) fn copy_of(value: &HeaderValue) -> HeaderValue {
 }
 
 /// A header's value as agents get it: one character per byte.
-fn text_of(value: &HeaderValue) -> Cow<'_, str> {
+pub(super) fn text_of(value: &HeaderValue) -> Cow<'_, str> {
     match value.to_str() {
         Ok(text) => text.into(),
         Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
@@ -366,7 +392,7 @@ pub(super) fn no_content() -> Response<Body> {
 }
 
 /// Says which run on which module answered.
-fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
+pub(super) fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
     let headers = response.headers_mut();
     headers.insert(RUN, value(run));
     headers.insert(MODULE, value(module));
@@ -377,7 +403,7 @@ fn value(id: impl std::fmt::Display) -> HeaderValue {
 }
 
 /// An agent's response, as far as HTTP can carry it.
-fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
+pub(super) fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
     let bad = |why: String| Fault::BadResponse(why);
     let status = StatusCode::from_u16(head.status)
         .ok()
@@ -414,7 +440,7 @@ fn header_value(text: String) -> Option<HeaderValue> {
 }
 
 /// A body that goes out as the guest writes it.
-fn chunked(chunks: Chunks) -> Body {
+pub(super) fn chunked(chunks: Chunks) -> Body {
     let stream = futures_util::stream::unfold(chunks, |mut chunks| async {
         let sent: Result<Bytes, BodyError> = match chunks.next().await? {
             Ok((bytes, after)) => after.durable().await.map(|()| bytes).map_err(Into::into),

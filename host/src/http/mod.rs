@@ -8,6 +8,8 @@ pub mod accept;
 pub mod problem;
 pub mod sse;
 mod cors;
+mod bearer;
+mod auth;
 pub mod api;
 pub mod admin;
 pub mod server;
