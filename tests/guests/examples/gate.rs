@@ -33,6 +33,7 @@ impl Agent for Gate {
             }
             "trap" => panic!("as asked"),
             "hang" => {
+                eprintln!("the hook hangs");
                 run.cancelled().await;
                 eprintln!("the hook was cancelled");
                 return Err(Error::Cancelled);
