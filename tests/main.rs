@@ -8,6 +8,7 @@ mod support;
 
 mod pages;
 mod http;
+mod auth;
 mod sse;
 mod agents;
 mod swap;

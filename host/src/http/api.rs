@@ -28,6 +28,7 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
 use super::accept::Accept;
+use super::auth::{self, Verdict};
 use super::problem::Problem;
 pub use super::repeat::Keys;
 use super::repeat::{self, Registered, Terms};
@@ -38,7 +39,7 @@ use super::upload::Upload;
 use super::views::{self, ViewBody};
 use super::{Body, BodyError, cors};
 use crate::agent::{self, Deployed, Directory, Refused, Registry, Resumptions};
-use crate::config::Config;
+use crate::config::{Config, Hook};
 use crate::fault::Fault;
 use crate::format::Format;
 use crate::id::{Digest, InstanceKey, RunId};
@@ -98,12 +99,14 @@ impl Api {
         let origin = cors::origin(cors, request.headers());
         let url = request.uri().path_and_query().map_or("/", |target| target.as_str());
         let asked = match route::parse(request.method(), url) {
-            Ok(Route::Agent { instance, path }) => match Asked::of(request, instance, path) {
-                Ok(asked) => asked,
-                Err(problem) => {
-                    return Right(Left(ready(self.respond(Err(problem), accept, origin))));
+            Ok(Route::Agent { instance, path }) => {
+                match Asked::of(request, instance, path, &self.config) {
+                    Ok(asked) => asked,
+                    Err(problem) => {
+                        return Right(Left(ready(self.respond(Err(problem), accept, origin))));
+                    }
                 }
-            },
+            }
             Ok(Route::Resource(resource)) => {
                 let answered = Box::pin(async move {
                     let answered = self.resource(resource, &request).await;
@@ -129,13 +132,45 @@ impl Api {
         resource: Resource,
         request: &Request<Incoming>,
     ) -> Result<Response<Body>, Problem> {
+        let instance = match &resource {
+            Resource::Run(run) | Resource::RunStatus(run) | Resource::CancelRun(run) => {
+                &self.instance_of(*run).await?
+            }
+            Resource::Runs(instance, _)
+            | Resource::Events(instance)
+            | Resource::Latest(instance) => instance,
+        };
+        if let Some(denied) = self.authorize(instance, request).await? {
+            return Ok(*denied);
+        }
         match resource {
             Resource::Run(run) => self.run_events(run, request).await,
             Resource::RunStatus(run) => self.run(run).await,
             Resource::CancelRun(run) => self.cancel(run).await,
-            Resource::Runs(query) => self.runs(query).await,
+            Resource::Runs(instance, page) => self.runs_of(&instance, page).await,
             Resource::Events(instance) => Ok(self.instance_events(&instance)),
             Resource::Latest(instance) => Ok(self.latest(&instance, request)),
+        }
+    }
+
+    /// Whether who asks for what the host knows of an instance may call it; the response if not.
+    async fn authorize(
+        &self,
+        instance: &InstanceKey,
+        request: &Request<Incoming>,
+    ) -> Result<Option<Box<Response<Body>>>, Problem> {
+        let auth = self.config.auth(instance.agent());
+        let headers = request.headers();
+        let Some(hook) = auth::check(auth, headers)? else { return Ok(None) };
+        let passed = |(name, _): &(&HeaderName, &HeaderValue)| auth::passes(auth, name);
+        let fields = || {
+            let fields = headers.iter().filter(passed);
+            fields.map(|(name, value)| (name.as_str(), text_of(value)))
+        };
+        let mut head = RequestHead::new("", fields);
+        match auth::ask(self, &hook, instance, request.method(), "", &mut head).await? {
+            Verdict::Allowed => Ok(None),
+            Verdict::Denied(response) => Ok(Some(response)),
         }
     }
 
@@ -156,6 +191,13 @@ impl Api {
     /// place for it would be taken by all.
     async fn begin(self: Arc<Self>, mut asked: Asked, accept: Accept) -> Result<Begun, Problem> {
         let speaks_http = |deployed: &Arc<Deployed>| deployed.module.kind() != Kind::Agent;
+        if let Some(hook) = asked.hook.take() {
+            let Asked { instance, method, path, head, .. } = &mut asked;
+            let asking = Box::pin(auth::ask(&self, &hook, instance, method, path, head));
+            if let Verdict::Denied(response) = asking.await? {
+                return Ok(Begun::Answered(response));
+            }
+        }
         if !accept.is_satisfiable()
             && !self.registry.current(asked.instance.agent()).is_some_and(|of| speaks_http(&of))
         {
@@ -323,8 +365,6 @@ impl Api {
         deployed: Arc<Deployed>,
         reset: Option<Reset>,
     ) -> Result<BegunRun, Problem> {
-        let id = RunId::generate();
-        let (sender, answered) = oneshot::channel();
         let Asked { instance, method, path, head, body: rest, .. } = asked;
         let (mut upload, mut refused) = (None, None);
         if deployed.module.kind() != Kind::Agent && !rest.is_end_stream() {
@@ -342,14 +382,29 @@ impl Api {
             head,
             ..Origin::default()
         };
+        let (id, answered) = self.start(&instance, &deployed, request, upload, origin)?;
+        Ok(BegunRun { id, instance, reset, answered, refused })
+    }
+
+    /// Begins a run of an instance, and serves it as far as it goes without waiting.
+    pub(super) fn start(
+        &self,
+        instance: &InstanceKey,
+        deployed: &Arc<Deployed>,
+        request: AgentRequest,
+        upload: Option<Box<AgentUpload>>,
+        origin: Origin,
+    ) -> Result<(RunId, oneshot::Receiver<Answered>), Fault> {
+        let id = RunId::generate();
+        let (sender, answered) = oneshot::channel();
         self.directory
-            .send(&instance, &deployed, |ledger| {
+            .send(instance, deployed, |ledger| {
                 let run = Run::new(ledger.clone(), id, origin, sender);
                 Call { run, request, upload, entry: Entry::Request }
             })
             .map_err(|Refused { fault, .. }| fault)?
             .serve();
-        Ok(BegunRun { id, instance, reset, answered, refused })
+        Ok((id, answered))
     }
 
     /// Answers with the first thing that a run does.
@@ -449,7 +504,9 @@ struct BegunRun {
 }
 
 /// The first thing that a run does, once it is durable.
-async fn first_act(answered: oneshot::Receiver<Answered>) -> Result<(Answer, Digest), Fault> {
+pub(super) async fn first_act(
+    answered: oneshot::Receiver<Answered>,
+) -> Result<(Answer, Digest), Fault> {
     // The sender goes without an answer only when the host is forced to end.
     let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
     after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
@@ -477,12 +534,14 @@ enum Resumed {
 }
 
 /// What a request asks an instance for, without a hold on the buffer that it came in.
-struct Asked {
-    instance: InstanceKey,
-    method: Method,
+pub(super) struct Asked {
+    pub(super) instance: InstanceKey,
+    pub(super) method: Method,
     /// What follows the instance's name, with the query.
-    path: String,
-    head: RequestHead,
+    pub(super) path: String,
+    pub(super) head: RequestHead,
+    /// Who is to be asked first, if anyone is.
+    hook: Option<Arc<Hook>>,
     /// Not empty. In a box, as few have one.
     last_event_id: Option<Box<HeaderValue>>,
     terms: Option<Box<Terms>>,
@@ -494,6 +553,7 @@ impl Asked {
         request: Request<Incoming>,
         instance: InstanceKey,
         path: String,
+        config: &Config,
     ) -> Result<Self, Problem> {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
@@ -501,15 +561,19 @@ impl Asked {
         // HTTP/2 has it in the target.
         let host = uri.authority().filter(|_| !headers.contains_key(header::HOST));
         let host = host.map(|host| (header::HOST.as_str(), host.as_str().into()));
+        let auth = config.auth(instance.agent());
+        let hook = auth::check(auth, &headers)?;
+        let passed = |(name, _): &(&HeaderName, &HeaderValue)| auth::passes(auth, name);
         let fields = || {
-            let fields = headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
+            let fields = headers.iter().filter(passed);
+            let fields = fields.map(|(name, value)| (name.as_str(), text_of(value)));
             host.clone().into_iter().chain(fields)
         };
         let head = RequestHead::new(url, fields);
         let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
         let last_event_id = last_event_id.map(Box::new);
         let terms = Terms::of(&headers)?;
-        Ok(Self { instance, method, path, head, last_event_id, terms, body })
+        Ok(Self { instance, method, path, head, hook, last_event_id, terms, body })
     }
 }
 
@@ -519,7 +583,7 @@ pub(super) fn copy_of(value: &HeaderValue) -> HeaderValue {
 }
 
 /// A header's value as agents get it: one character per byte.
-fn text_of(value: &HeaderValue) -> Cow<'_, str> {
+pub(super) fn text_of(value: &HeaderValue) -> Cow<'_, str> {
     match value.to_str() {
         Ok(text) => text.into(),
         Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
@@ -544,7 +608,7 @@ fn value(id: impl std::fmt::Display) -> HeaderValue {
 }
 
 /// The response of an agent that speaks HTTP itself, which may say how long its body is and which trailers follow.
-fn exchanged(response: AgentResponse) -> Response<Body> {
+pub(super) fn exchanged(response: AgentResponse) -> Response<Body> {
     let mut response = response.map(Body::Chunks);
     for field in NOT_THE_AGENTS {
         if field != header::CONTENT_LENGTH && field != header::TRAILER {
@@ -590,7 +654,7 @@ fn header_value(text: String) -> Option<HeaderValue> {
 }
 
 /// A body that goes out as the guest writes it.
-fn chunked(chunks: Chunks) -> Body {
+pub(super) fn chunked(chunks: Chunks) -> Body {
     let stream = futures_util::stream::unfold(chunks, |mut chunks| async {
         let sent: Result<Bytes, BodyError> = match chunks.next().await? {
             Ok((bytes, after)) => after.durable().await.map(|()| bytes).map_err(Into::into),

@@ -14,6 +14,8 @@ mod ui_messages;
 mod views;
 mod cors;
 mod upload;
+mod bearer;
+mod auth;
 pub mod api;
 pub mod admin;
 pub mod server;

@@ -42,8 +42,10 @@ pub enum Problem {
     RunEnded,
     /// What the query or the body asks for cannot be asked for; the text says why.
     BadRequest(String),
-    /// The operator's token is not what it must be.
-    Unauthorized,
+    /// The request shows no token that is taken, or, if none is `shown`, none at all.
+    Unauthorized { shown: bool },
+    /// Whoever says which requests may pass did not say it.
+    AuthUnavailable,
     /// A web page may have sent it; the text says how that shows.
     CrossOrigin(&'static str),
     /// The agent is not served by the module that the request expects.
@@ -78,7 +80,8 @@ impl Problem {
         match self {
             Self::NotFound | Self::NoSuchRun | Self::UnknownModule(_) => StatusCode::NOT_FOUND,
             Self::BadName(_) | Self::BadBody | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::AuthUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::CrossOrigin(_) => StatusCode::FORBIDDEN,
             Self::DigestMismatch(_) => StatusCode::PRECONDITION_FAILED,
             Self::ModuleRefused(..) | Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -165,8 +168,9 @@ impl Problem {
         {
             headers.insert(ALLOW, allow);
         }
-        if *self == Self::Unauthorized {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        if let Self::Unauthorized { shown } = self {
+            let challenge = if *shown { "Bearer error=\"invalid_token\"" } else { "Bearer" };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         response
     }
@@ -203,10 +207,17 @@ impl Problem {
             Self::BadBody => ("bad-body", "Bad body", "the request's body broke off".into()),
             Self::RunEnded => ("run-ended", "Run ended", "the run is not under way".into()),
             Self::BadRequest(why) => ("bad-request", "Bad request", why.clone().into()),
-            Self::Unauthorized => (
+            Self::Unauthorized { .. } => (
                 "unauthorized",
                 "Unauthorized",
-                "the request must carry the operator's token, as `Authorization: Bearer ..`".into(),
+                "the request must carry a token that is taken here, as `Authorization: Bearer ..`"
+                    .into(),
+            ),
+            Self::AuthUnavailable => (
+                "auth-unavailable",
+                "Authentication unavailable",
+                "whether the request may pass could not be found out, so it was not passed on"
+                    .into(),
             ),
             Self::CrossOrigin(how) => (
                 "cross-origin",
@@ -318,7 +329,8 @@ mod tests {
             (Problem::BadBody, 400, "bad-body"),
             (Problem::RunEnded, 409, "run-ended"),
             (Problem::BadRequest(String::new()), 400, "bad-request"),
-            (Problem::Unauthorized, 401, "unauthorized"),
+            (Problem::Unauthorized { shown: true }, 401, "unauthorized"),
+            (Problem::AuthUnavailable, 503, "auth-unavailable"),
             (Problem::CrossOrigin(""), 403, "cross-origin"),
             (Problem::DigestMismatch(String::new()), 412, "digest-mismatch"),
             (refused(Gate::Size), 422, "module-too-large"),

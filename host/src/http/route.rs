@@ -34,7 +34,7 @@ pub enum Resource {
     RunStatus(RunId),
     CancelRun(RunId),
     /// The runs of an instance.
-    Runs(RunsQuery),
+    Runs(InstanceKey, PageQuery),
     /// What the runs of an instance emit from now on.
     Events(InstanceKey),
     /// What the newest run of an instance emits, if one goes on.
@@ -74,6 +74,13 @@ impl AdminRoute {
     }
 }
 
+/// Which page of a list is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageQuery {
+    pub limit: usize,
+    pub before: Option<RunId>,
+}
+
 /// Which runs are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunsQuery {
@@ -97,12 +104,8 @@ const RESOURCES: [Entry<Resource>; 6] = [
     ("GET", "/instances/{agent}/{instance}/runs", |[agent, name], query| {
         let instance = instance_key(agent, name)?;
         let [limit, before] = fields(query, ["limit", "before"])?;
-        Ok(Resource::Runs(RunsQuery {
-            agent: Some(instance.agent().clone()),
-            instance: Some(instance.name().to_owned()),
-            limit: limit_of(limit)?,
-            before: before.as_deref().map(run_id).transpose()?,
-        }))
+        let before = before.as_deref().map(run_id).transpose()?;
+        Ok(Resource::Runs(instance, PageQuery { limit: limit_of(limit)?, before }))
     }),
     ("GET", "/instances/{agent}/{instance}/events", |[agent, name], _| {
         Ok(Resource::Events(instance_key(agent, name)?))
@@ -339,12 +342,7 @@ mod tests {
     fn resources() {
         let run = RunId::generate();
         let instance = InstanceKey::new("chat".parse().unwrap(), "a/b").unwrap();
-        let query = RunsQuery {
-            agent: Some("chat".parse().unwrap()),
-            instance: Some("a/b".into()),
-            limit: 5,
-            before: Some(run),
-        };
+        let page = PageQuery { limit: 5, before: Some(run) };
         let cases = [
             (Method::GET, format!("/runs/{run}"), Resource::Run(run)),
             (Method::HEAD, format!("/runs/{run}?x"), Resource::Run(run)),
@@ -353,7 +351,7 @@ mod tests {
             (
                 Method::GET,
                 format!("/instances/chat/a%2Fb/runs?limit=5&before={run}"),
-                Resource::Runs(query),
+                Resource::Runs(instance.clone(), page),
             ),
             (
                 Method::GET,

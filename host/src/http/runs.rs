@@ -27,13 +27,14 @@ use super::accept::Accept;
 use super::api::{Api, no_content};
 use super::documents::{self, RunView};
 use super::problem::Problem;
-use super::route::RunsQuery;
+use super::route::{PageQuery, RunsQuery};
 use super::sse::{self, Broken};
 use super::{Body, BodyError};
+use crate::agent::LiveRun;
 use crate::fault::Fault;
 use crate::format::Format;
 use crate::id::{InstanceKey, RunId};
-use crate::journal::{Followed, Follower, Located, NotResumable, Reader, StoreError};
+use crate::journal::{Followed, Follower, Located, NotResumable, Reader, RunPage, StoreError};
 use crate::shutdown::Begun;
 
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -41,36 +42,48 @@ pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 impl Api {
     /// The runs on record, and with the first page those that are in flight and not on record.
     pub(super) async fn runs(&self, query: RunsQuery) -> Result<Response<Body>, Problem> {
-        #[derive(Serialize)]
-        struct Runs {
-            runs: Vec<RunView>,
-            next: Option<String>,
-        }
         let RunsQuery { agent, instance, limit, before } = query;
-        let matches = move |of: &InstanceKey| {
-            agent.as_ref().is_none_or(|agent| of.agent() == agent)
-                && instance.as_ref().is_none_or(|name| of.name() == name)
-        };
+        let page = PageQuery { limit, before };
+        if let (Some(agent), Some(name)) = (&agent, &instance) {
+            let instance = InstanceKey::new(agent.clone(), name);
+            let instance = instance.map_err(|error| Problem::BadName(error.to_string()))?;
+            return self.runs_of(&instance, page).await;
+        }
+        let matches =
+            move |of: &InstanceKey| agent.as_ref().is_none_or(|agent| of.agent() == agent);
+        let in_flight = self.in_flight(&matches);
+        let journal = self.journal.clone();
+        let listed = read(move || journal.runs(before, limit, &matches)).await?;
+        Ok(list(listed, in_flight, page))
+    }
+
+    /// Those of one instance.
+    pub(super) async fn runs_of(
+        &self,
+        instance: &InstanceKey,
+        page: PageQuery,
+    ) -> Result<Response<Body>, Problem> {
+        let PageQuery { limit, before } = page;
+        let in_flight = self.in_flight(|of| of == instance);
+        let (journal, of) = (self.journal.clone(), instance.clone());
+        let listed = read(move || journal.runs_of(&of, before, limit)).await?;
+        Ok(list(listed, in_flight, page))
+    }
+
+    fn in_flight(&self, matches: impl Fn(&InstanceKey) -> bool) -> HashMap<RunId, LiveRun> {
         let in_flight = self.directory.runs().into_iter();
         let in_flight = in_flight.filter(|live| matches(&live.instance));
-        let mut in_flight: HashMap<RunId, _> = in_flight.map(|live| (live.run, live)).collect();
+        in_flight.map(|live| (live.run, live)).collect()
+    }
+
+    /// The instance that a run is one of.
+    pub(super) async fn instance_of(&self, run: RunId) -> Result<InstanceKey, Problem> {
         let journal = self.journal.clone();
-        let page = read(move || journal.runs(before, limit, &matches)).await?;
-        let mut next = page.next;
-        page.records.iter().for_each(|record| drop(in_flight.remove(&record.run)));
-        // A run that is younger than the page belongs to an earlier one, and one that is older to a later one.
-        in_flight.retain(|run, _| {
-            before.is_none_or(|before| *run < before) && next.is_none_or(|next| *run >= next)
-        });
-        let mut runs: Vec<RunView> = page.records.into_iter().map(Into::into).collect();
-        runs.extend(in_flight.into_values().map(RunView::from));
-        runs.sort_by_key(|run| Reverse(run.id()));
-        if runs.len() > limit {
-            runs.truncate(limit);
-            next = runs.last().map(RunView::id);
+        if let Some(record) = read(move || journal.run(run)).await? {
+            return Ok(record.instance);
         }
-        let next = next.map(|next| next.to_string());
-        Ok(documents::respond(StatusCode::OK, &Runs { runs, next }))
+        let mut in_flight = self.directory.runs().into_iter();
+        in_flight.find(|live| live.run == run).map(|live| live.instance).ok_or(Problem::NoSuchRun)
     }
 
     pub(super) async fn run(&self, run: RunId) -> Result<Response<Body>, Problem> {
@@ -180,6 +193,34 @@ impl Api {
         let record = read(move || journal.run(run)).await?;
         Err(record.map_or(Problem::NoSuchRun, |_| Problem::RunEnded))
     }
+}
+
+/// A page of runs on record, with those that were in flight before it was read.
+fn list(
+    listed: RunPage,
+    mut in_flight: HashMap<RunId, LiveRun>,
+    PageQuery { limit, before }: PageQuery,
+) -> Response<Body> {
+    #[derive(Serialize)]
+    struct Runs {
+        runs: Vec<RunView>,
+        next: Option<String>,
+    }
+    let mut next = listed.next;
+    listed.records.iter().for_each(|record| drop(in_flight.remove(&record.run)));
+    // A run that is younger than the page belongs to an earlier one, and one that is older to a later one.
+    in_flight.retain(|run, _| {
+        before.is_none_or(|before| *run < before) && next.is_none_or(|next| *run >= next)
+    });
+    let mut runs: Vec<RunView> = listed.records.into_iter().map(Into::into).collect();
+    runs.extend(in_flight.into_values().map(RunView::from));
+    runs.sort_by_key(|run| Reverse(run.id()));
+    if runs.len() > limit {
+        runs.truncate(limit);
+        next = runs.last().map(RunView::id);
+    }
+    let next = next.map(|next| next.to_string());
+    documents::respond(StatusCode::OK, &Runs { runs, next })
 }
 
 /// Who follows an instance.

@@ -96,6 +96,13 @@ impl RequestHead {
         Self(text.into())
     }
 
+    /// The same head with one more field.
+    pub fn push(&mut self, name: &str, value: &str) {
+        let mut text = String::from(std::mem::take(&mut self.0));
+        text.extend(["\n", name, ":", value]);
+        self.0 = text.into();
+    }
+
     /// The target as the client sent it.
     pub fn url(&self) -> &str {
         self.0.split('\n').next().unwrap_or_default()
