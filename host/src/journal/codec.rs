@@ -463,5 +463,7 @@ fn state_of(tag: u8) -> Option<RunState> {
     })
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;

@@ -51,6 +51,8 @@ pub use self::reader::{Page, Reader, Step};
 pub use self::redb::{Backend, JournalFile, StorageBackend};
 pub use self::tail::Tail;
 pub use self::writer::{Lane, Ticket};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::{codec::fuzzing::row as fuzz_row, redb::fuzz_log};
 
 /// One event of a run, as emitted.
 #[derive(Debug)]
