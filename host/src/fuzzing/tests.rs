@@ -9,13 +9,13 @@ use super::*;
 
 /// Each target, with how many mutations of each seed are tried.
 const TARGETS: [(&str, fn(&[u8]), usize); 7] = [
-    ("id", id, 3000),
-    ("route", route, 3000),
-    ("sse", sse, 1000),
-    ("config", config, 300),
-    ("row", row, 3000),
-    ("log", log, 300),
-    ("module", module, 60),
+    ("id", id, 30_000),
+    ("route", route, 30_000),
+    ("sse", sse, 10_000),
+    ("config", config, 3000),
+    ("row", row, 30_000),
+    ("log", log, 3000),
+    ("module", module, 500),
 ];
 
 fn fuzz() -> PathBuf {

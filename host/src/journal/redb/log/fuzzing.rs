@@ -15,12 +15,22 @@ pub(crate) fn log(input: &[u8]) {
     any_bytes(input).and_then(|()| damaged(input)).expect("memory takes every write");
 }
 
+/// A log whose file has these bytes after its first page.
+fn having(bytes: &[u8]) -> io::Result<Log> {
+    let storage = InMemoryBackend::new();
+    storage.set_len((PAGE + bytes.len()) as u64)?;
+    storage.write(0, MAGIC)?;
+    storage.write(MAGIC.len() as u64, &MARK.to_le_bytes())?;
+    storage.write(PAGE as u64, bytes)?;
+    Ok(Log::open(Box::new(storage), MARK)?.expect("it has its mark"))
+}
+
 fn any_bytes(input: &[u8]) -> io::Result<()> {
     let (half, epoch, settled) = (PAGE, 1, 0);
-    let mut log = Log::create(Box::new(InMemoryBackend::new()), MARK)?;
-    log.storage.set_len((PAGE + input.len()) as u64)?;
-    log.storage.write(PAGE as u64, input)?;
-    log.length = PAGE + input.len();
+    // A file is read up to its last whole page.
+    let mut pages = input.to_vec();
+    pages.resize(input.len().next_multiple_of(PAGE), 0);
+    let log = having(&pages)?;
     for record in replayed(&log, Place { half, epoch, settled })? {
         let mut layer = Layer::default();
         let apply = |at_ms, instance: &_, op| layer.apply(at_ms, instance, op);
@@ -34,7 +44,7 @@ fn damaged(input: &[u8]) -> io::Result<()> {
         return Ok(());
     };
     let place = Place { half: (1 + usize::from(pages % 4)) * PAGE, epoch: 1, settled: 0 };
-    let mut log = Log::create(Box::new(InMemoryBackend::new()), MARK)?;
+    let mut log = having(&vec![0; 2 * place.half])?;
     log.begin(place);
     let mut written = Vec::new();
     while let Some((length, after)) = rest.split_first_chunk() {
