@@ -7,8 +7,10 @@ use fastrand::Rng;
 
 use super::*;
 
+type Target = fn(&[u8]);
+
 /// Each target, with how many mutations of each seed are tried.
-const TARGETS: [(&str, fn(&[u8]), usize); 7] = [
+const TARGETS: [(&str, Target, usize); 7] = [
     ("id", id, 30_000),
     ("route", route, 30_000),
     ("sse", sse, 10_000),
