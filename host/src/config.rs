@@ -185,10 +185,17 @@ impl Config {
                 .map_err(|error| ConfigError::Read { file: file.into(), error })?,
             None => String::new(),
         };
-        let raw = toml::from_str(&text).map_err(|error| {
-            let file = file.unwrap_or(Path::new("")).into();
-            ConfigError::Parse { file, error }
-        })?;
+        Self::parse(&text, file.unwrap_or(Path::new("")), overrides)
+    }
+
+    /// What is to be in this file.
+    pub(crate) fn parse(
+        text: &str,
+        file: &Path,
+        overrides: Overrides,
+    ) -> Result<Self, ConfigError> {
+        let raw = toml::from_str(text)
+            .map_err(|error| ConfigError::Parse { file: file.into(), error })?;
         let config = Self::merge(raw, overrides)?;
         config.check()?;
         Ok(config)

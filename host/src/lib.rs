@@ -24,4 +24,8 @@ pub mod dev;
 pub mod agents_dir;
 pub mod host;
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use self::host::Host;

@@ -41,7 +41,10 @@ impl Config {
             out.table(&format!("agents.{name}"), granted);
             if !config.is_empty() {
                 out.heading(&format!("agents.{name}.config"));
-                config.iter().for_each(|(key, value)| out.value(&quoted(key), value.clone()));
+                // The keys are the agent's, and need quotes of other kinds than values.
+                let config = config.iter().map(|(key, value)| (key.clone(), value.clone().into()));
+                let lines = config.collect::<toml::Table>().to_string();
+                out.push(format_args!("{}", lines.trim_end()));
             }
             match auth {
                 // That it is a hook is said where it is named as one.

@@ -317,10 +317,11 @@ impl<'a> Segment<'a> {
         let count = u32::from_le_bytes(take(&mut bytes)?);
         let total = u64::from_le_bytes(take(&mut bytes)?);
         let before = last.0.checked_sub(count.into()).ok_or(Damaged)?;
+        let next = Seq(before.checked_add(1).ok_or(Damaged)?);
         if version != VERSION {
             return Err(Damaged);
         }
-        Ok(Self { flags, next: Seq(before).next(), left: count, total, rest: bytes })
+        Ok(Self { flags, next, left: count, total, rest: bytes })
     }
 
     /// The bytes of the run's segments up to and including this one.
@@ -488,5 +489,7 @@ fn state_of(tag: u8) -> Option<RunState> {
     })
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;

@@ -48,9 +48,13 @@ use std::time::SystemTime;
 use crate::config::JournalLimits;
 use crate::id::{AgentName, Cursor, Digest, InstanceKey, RunId, Seq};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::codec::fuzzing::row as fuzz_row;
 pub use self::follower::{Followed, Follower};
 pub use self::handle::{Journal, Unfinished};
 pub use self::reader::{Page, Reader, Step};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::redb::fuzz_log;
 pub use self::redb::{Backend, JournalFile, StorageBackend};
 pub use self::tail::Tail;
 pub use self::writer::{Lane, Ticket};

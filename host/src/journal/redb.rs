@@ -63,6 +63,8 @@ mod log;
 mod open;
 mod recent;
 mod tables;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::log::fuzzing::log as fuzz_log;
 #[cfg(test)]
 pub(super) mod tests;
 
