@@ -26,6 +26,7 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
 use super::accept::Accept;
+use super::connections::Connections;
 use super::problem::Problem;
 use super::route::{self, Route};
 use super::sse::{self, EventsBody, Pace};
@@ -67,6 +68,8 @@ pub struct Api {
     pub registry: Arc<Registry>,
     pub directory: Directory,
     pub journal: Journal,
+    /// Those to the public address.
+    pub connections: Arc<Connections>,
     pub shutdown: Shutdown,
 }
 
@@ -193,8 +196,11 @@ impl Api {
         Ok(record.map(|record| record.module))
     }
 
-    /// Reads the whole body of a request.
+    /// Reads the whole body of a request. One that is announced to be too large is refused before it is asked for.
     async fn read(&self, body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
+        if body.size_hint().lower() > limit as u64 {
+            return Err(Problem::PayloadTooLarge { limit });
+        }
         let body = Limited::new(body, limit).collect();
         let body = tokio::time::timeout(self.config.http.body_timeout, body)
             .await

@@ -10,6 +10,9 @@ pub mod sse;
 mod cors;
 pub mod api;
 pub mod admin;
+pub mod connections;
+pub mod tls;
+mod strict;
 pub mod server;
 
 use std::pin::Pin;

@@ -9,8 +9,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::socket::PREFACE;
 use super::*;
 use crate::http::BodyError;
+use crate::shutdown::Stage;
 
 /// A test that would hang fails after this.
 const FOREVER: Duration = Duration::from_secs(20);
@@ -32,7 +34,8 @@ impl TestServer {
         let shutdown = Shutdown::default();
         let serving = tokio::spawn({
             let shutdown = shutdown.clone();
-            async move { serve(listener, service, &limits, shutdown).await }
+            let connections = Connections::new(&limits);
+            async move { serve(listener, service, &limits, connections, None, shutdown).await }
         });
         Self { address, shutdown, serving }
     }
@@ -174,7 +177,7 @@ async fn a_client_that_does_not_read_is_cut_and_its_body_dropped() {
 async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
     let limits = HttpLimits::default();
     let (client, mut far) = tokio::io::duplex(8);
-    let mut guarded = Guarded::new(client, limits.write_stall);
+    let mut guarded = Guarded::new(client, limits.write_stall, Stage::default());
     let start = Instant::now();
     guarded.write_all(&[0; 8]).await.unwrap();
     // A client that reads a little now and then, just in time, is slow but not stuck.
@@ -203,15 +206,15 @@ async fn a_short_request_is_not_taken_for_half_a_preface() {
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand more", Some(Version::Http2)),
     ] {
         let (mut client, near) = tokio::io::duplex(64);
-        let mut guarded = Guarded::new(near, Duration::MAX);
+        let mut opened = Opened::new(near);
         client.write_all(sent).await.unwrap();
-        let told = guarded.open().now_or_never().map(Result::unwrap);
+        let told = opened.open().now_or_never().map(Result::unwrap);
         assert_eq!(told, version, "{sent:?}");
         if told.is_some() {
             // All of it comes at once, however little room a first read has.
             let mut bytes = [0; 64];
-            let few = guarded.read(&mut bytes[..3]).await.unwrap();
-            let rest = guarded.read(&mut bytes[few..]).await.unwrap();
+            let few = opened.read(&mut bytes[..3]).await.unwrap();
+            let rest = opened.read(&mut bytes[few..]).await.unwrap();
             assert_eq!(&bytes[..few + rest], sent);
         }
     }
