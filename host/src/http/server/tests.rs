@@ -343,3 +343,18 @@ async fn forcing_drops_what_does_not_end() {
         drop(answer);
     }
 }
+
+/// There are tens of thousands of them. hyper's part is most of it.
+#[tokio::test]
+async fn a_connection_is_small() {
+    let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let limits = HttpLimits::default();
+    let server = Arc::new(Server::new(&limits, None, Shutdown::default()));
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let connections = Connections::new(&limits);
+    let place = connections.place(connections.room().await, stream.peer_addr().unwrap().ip());
+    let service = |_| async { Response::new(Body::full("ok")) };
+    let connection = connection(server, stream, service, place.unwrap());
+    let size = size_of_val(&connection);
+    assert!(size <= 1 << 10, "{size}");
+}
