@@ -8,6 +8,8 @@ mod support;
 
 mod pages;
 mod http;
+// mod clients;
+mod tls;
 mod sse;
 mod agents;
 mod swap;
