@@ -8,7 +8,7 @@ mod support;
 
 mod pages;
 mod http;
-// mod clients;
+mod clients;
 mod tls;
 mod sse;
 mod agents;

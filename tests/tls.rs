@@ -114,9 +114,7 @@ async fn rest(stream: &mut TlsStream<TcpStream>) -> String {
 async fn the_handshake_chooses_the_version_of_http() {
     let identity = Identity::new(1);
     let host = TestHost::serving(&["probe"]).config(&identity.config()).start();
-    for (version, is) in
-        [(&TLS12, ProtocolVersion::TLSv1_2), (&TLS13, ProtocolVersion::TLSv1_3)]
-    {
+    for (version, is) in [(&TLS12, ProtocolVersion::TLSv1_2), (&TLS13, ProtocolVersion::TLSv1_3)] {
         for (offered, chosen) in [
             (&["h2", "http/1.1"][..], Some("h2")),
             (&["http/1.1", "h2"], Some("h2")),

@@ -194,10 +194,7 @@ impl Config {
             admin_token: overrides.admin_token.or(raw.admin_token),
             data: overrides.data.or(raw.data).unwrap_or_else(|| ".bureau".into()),
             agents_dir: overrides.agents_dir.or(raw.agents_dir),
-            tls: tls(
-                overrides.tls_cert.or(raw.tls.cert),
-                overrides.tls_key.or(raw.tls.key),
-            )?,
+            tls: tls(overrides.tls_cert.or(raw.tls.cert), overrides.tls_key.or(raw.tls.key))?,
             http: HttpLimits::default().but(raw.http),
             cors: raw.cors,
             deployments: DeploymentLimits::default().but(raw.deployments),
@@ -257,7 +254,9 @@ fn tls(cert: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<TlsFiles>, 
         (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key })),
         (None, None) => Ok(None),
         (Some(_), None) => Err(invalid("tls.key", "is needed where there is tls.cert (--tls-key)")),
-        (None, Some(_)) => Err(invalid("tls.cert", "is needed where there is tls.key (--tls-cert)")),
+        (None, Some(_)) => {
+            Err(invalid("tls.cert", "is needed where there is tls.key (--tls-cert)"))
+        }
     }
 }
 

@@ -227,10 +227,7 @@ fn guarded(server: &Server, stream: TcpStream) -> Guarded<TcpStream> {
 }
 
 /// Waits for a connection's first bytes. A future of its own, as its place is then used for what follows.
-async fn open(
-    server: &Server,
-    stream: TcpStream,
-) -> Option<(Opened<Guarded<TcpStream>>, Version)> {
+async fn open(server: &Server, stream: TcpStream) -> Option<(Opened<Guarded<TcpStream>>, Version)> {
     let mut stream = Opened::new(guarded(server, stream));
     let version = server.first(stream.open()).await?;
     Some((stream, version))
