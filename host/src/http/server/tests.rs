@@ -194,6 +194,38 @@ async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
     assert_eq!((error.kind(), start.elapsed()), (io::ErrorKind::TimedOut, limits.write_stall));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_its_last_answer_is_listened_to_for_a_while() {
+    let shutdown = Shutdown::default();
+    let guarded = || {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        (Guarded::new(near, Duration::MAX, shutdown.drain.clone()), far)
+    };
+    // Until it goes, until it has said enough, and for as long as it may.
+    let (mut near, mut far) = guarded();
+    let close = tokio::spawn(async move { near.shutdown().await });
+    far.write_all(&[0; 100_000]).await.unwrap();
+    assert_eq!(far.read(&mut [0]).await.unwrap(), 0, "nothing more is said meanwhile");
+    drop(far);
+    close.await.unwrap().unwrap();
+
+    let start = Instant::now();
+    let (mut near, mut far) = guarded();
+    let close = tokio::spawn(async move { near.shutdown().await });
+    while far.write_all(&[0; 100_000]).await.is_ok() {}
+    close.await.unwrap().unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+
+    let (mut near, _far) = guarded();
+    near.shutdown().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(5));
+
+    shutdown.drain.begin();
+    let (mut near, _far) = guarded();
+    near.shutdown().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(5), "not while the host drains");
+}
+
 #[tokio::test]
 async fn a_short_request_is_not_taken_for_half_a_preface() {
     for (sent, version) in [
