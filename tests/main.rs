@@ -9,6 +9,8 @@ mod support;
 mod pages;
 mod http;
 mod auth;
+mod clients;
+mod tls;
 mod sse;
 mod agents;
 mod swap;

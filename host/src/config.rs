@@ -48,6 +48,9 @@ pub struct Config {
     pub data: PathBuf,
     /// The directory whose `*.wasm` are served.
     pub agents_dir: Option<PathBuf>,
+    /// What the public address shows that it is who it says; without it that speaks no TLS. The admin address never does: it is
+    /// for the machine itself, or behind a tunnel or a proxy.
+    pub tls: Option<TlsFiles>,
     pub http: HttpLimits,
     pub cors: Cors,
     /// What is asked of who calls an agent that has no rule of its own.
@@ -89,6 +92,15 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Where a certificate and its key are, in PEM. They are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and after it those that lead to one that clients know.
+    pub cert: PathBuf,
+    /// Its private key, not encrypted.
+    pub key: PathBuf,
+}
+
 /// Which web pages of other origins may call the agents.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -106,6 +118,9 @@ impl Cors {
 
 /// A log that holds less goes round with every few commits.
 const MIN_LOG_BYTES: usize = 64 * KIB;
+
+/// Half of what a table of fields can hold.
+const MAX_FIELDS: usize = 16_384;
 
 /// What one agent is given.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -133,6 +148,8 @@ pub struct Overrides {
     pub admin: Option<SocketAddr>,
     pub data: Option<PathBuf>,
     pub agents_dir: Option<PathBuf>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
     /// What the environment says.
     pub admin_token: Option<Secret>,
 }
@@ -228,6 +245,7 @@ impl Config {
             admin_token: overrides.admin_token.or(raw.admin_token),
             data: overrides.data.or(raw.data).unwrap_or_else(|| ".bureau".into()),
             agents_dir: overrides.agents_dir.or(raw.agents_dir),
+            tls: tls(overrides.tls_cert.or(raw.tls.cert), overrides.tls_key.or(raw.tls.key))?,
             http: HttpLimits::default().but(raw.http),
             cors: raw.cors,
             auth,
@@ -251,6 +269,9 @@ impl Config {
         check_instances("instances", instances, journal)?;
         if !(8 * KIB..=GIB as usize).contains(&http.header_bytes) {
             return Err(invalid("http.header_bytes", "must be at least 8 KiB and at most 1 GiB"));
+        }
+        if http.header_count > MAX_FIELDS {
+            return Err(invalid("http.header_count", format!("must be at most {MAX_FIELDS}")));
         }
         let counted = [
             ("http.connections", http.connections),
@@ -287,6 +308,18 @@ impl Config {
             return Err(invalid("cors.origins", reason));
         }
         Ok(())
+    }
+}
+
+/// A certificate without its key is a slip, and so is a key without its certificate.
+fn tls(cert: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<TlsFiles>, ConfigError> {
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(invalid("tls.key", "is needed where there is tls.cert (--tls-key)")),
+        (None, Some(_)) => {
+            Err(invalid("tls.cert", "is needed where there is tls.key (--tls-cert)"))
+        }
     }
 }
 
@@ -355,6 +388,7 @@ struct RawConfig {
     admin_token: Option<Secret>,
     data: Option<PathBuf>,
     agents_dir: Option<PathBuf>,
+    tls: WrittenTls,
     http: WrittenHttp,
     cors: Cors,
     auth: Option<WrittenAuth>,
@@ -365,6 +399,13 @@ struct RawConfig {
     resumptions_at_once: Option<Written<Count, usize>>,
     grace: Option<Written<SpanOrZero, Duration>>,
     agents: BTreeMap<String, WrittenAgent>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WrittenTls {
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -20,7 +20,9 @@ use crate::agent::{API, DeployError, Deployment, Deployments, Directory, Registr
 use crate::config::Config;
 use crate::http::admin::{Admin, Readiness};
 use crate::http::api::{Api, Keys};
+use crate::http::connections::Connections;
 use crate::http::server;
+use crate::http::tls::Tls;
 use crate::id::AgentName;
 use crate::journal::{self, Backend, Health, Journal, Unfinished};
 use crate::shutdown::Shutdown;
@@ -31,6 +33,7 @@ use crate::wasm::{Engine, Feed};
 pub struct Host {
     api: Arc<Api>,
     admin: Arc<Admin>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Host {
@@ -51,6 +54,7 @@ impl Host {
         config: Config,
         (journal, unfinished): (Journal, Vec<Unfinished>),
     ) -> anyhow::Result<Self> {
+        let tls = config.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let cache = config.data.join("cache");
         make_private(&cache)?;
         let modules = config.data.join("modules");
@@ -75,6 +79,7 @@ impl Host {
             unfinished,
             config.resumptions_at_once,
         );
+        let connections = Connections::new(&config.http);
         let resumptions = Arc::new(resumptions);
         let api = Api {
             config,
@@ -83,12 +88,13 @@ impl Host {
             journal,
             resumptions,
             keys: Keys::default(),
+            connections,
             shutdown,
         };
         let api = Arc::new(api);
         let (registry, resumptions) = (api.registry.clone(), api.resumptions.clone());
         let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);
-        Ok(Self { api, admin: Arc::new(admin) })
+        Ok(Self { api, admin: Arc::new(admin), tls })
     }
 
     /// What is served, and whether it is all there.
@@ -120,12 +126,15 @@ impl Host {
         self.deployments().deploy(agent, bytes, API.into(), None).await
     }
 
-    /// Answers on the admin address, from now until the host ends.
+    /// Answers on the admin address, without TLS, from now until the host ends.
     pub fn serve_admin(&self, listener: TcpListener) {
         let admin = self.admin.clone();
         let service = move |request| admin.clone().answer(request);
         let (limits, shutdown) = (self.api.config.http.clone(), self.api.shutdown.clone());
-        tokio::spawn(async move { server::serve(listener, service, &limits, shutdown).await });
+        let connections = Connections::new(&limits);
+        tokio::spawn(async move {
+            server::serve(listener, service, &limits, connections, None, shutdown).await
+        });
     }
 
     /// Answers on the public address until `stop` comes, then ends: runs and replies under way may take the
@@ -135,9 +144,23 @@ impl Host {
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
-        let Api { config, journal, shutdown, directory, .. } = &*self.api;
+        let Api { config, journal, connections, shutdown, directory, .. } = &*self.api;
         let api = self.api.clone();
         let service = move |request| api.clone().answer(request);
+        let public = server::serve(
+            listener,
+            service,
+            &config.http,
+            connections.clone(),
+            self.tls.clone(),
+            shutdown.clone(),
+        );
+        let renewed = async {
+            match &self.tls {
+                Some(tls) => tls.follow().await,
+                None => std::future::pending().await,
+            }
+        };
         let sweeper = tokio::spawn(directory.clone().sweep());
         let mut health = journal.health();
         let died = async {
@@ -146,7 +169,8 @@ impl Host {
             dead.ok().map(|health| health.clone())
         };
         let served = tokio::select! {
-            () = server::serve(listener, service, &config.http, shutdown.clone()) => Ok(()),
+            () = public => Ok(()),
+            never = renewed => match never {},
             () = stop => Ok(()),
             Some(Health::Dead(why)) = died => Err(anyhow::anyhow!("the journal gave up: {why}")),
             ended = sweeper => ended.context("the instance sweeper ended"),

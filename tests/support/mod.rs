@@ -3,6 +3,7 @@
 mod allocations;
 mod client;
 mod disk;
+pub mod frames;
 mod guests;
 mod host;
 mod http;

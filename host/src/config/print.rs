@@ -1,9 +1,10 @@
 //! The configuration in force, as a file that would say the same.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use super::unit::{Span, SpanOrZero, Unit as _};
-use super::{AgentConfig, Auth, Config};
+use super::{AgentConfig, Auth, Config, TlsFiles};
 
 impl Config {
     /// The whole of it in TOML, defaults included. What must not be shown is left out, with a word on that.
@@ -19,6 +20,11 @@ impl Config {
         }
         out.line("resumptions_at_once", Some(self.resumptions_at_once.to_string()));
         out.line("grace", SpanOrZero::print(&self.grace));
+        let tls = |file: fn(&TlsFiles) -> &PathBuf| {
+            let file = self.tls.as_ref().map(file);
+            file.map(|file| quoted(&file.display().to_string()))
+        };
+        out.table("tls", [("cert", tls(|tls| &tls.cert)), ("key", tls(|tls| &tls.key))]);
         out.table("http", self.http.print());
         out.table("cors", [("origins", Some(list(self.cors.origins.iter().cloned())))]);
         out.heading("auth");

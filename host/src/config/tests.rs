@@ -25,6 +25,9 @@ fn a_file_sets_what_it_names_and_leaves_the_rest() {
         data = "/var/lib/bureau"
         grace = "1m 30s"
         resumptions_at_once = 4
+        [tls]
+        cert = "/etc/cert.pem"
+        key = "/etc/key.pem"
         [http]
         heartbeat = "500ms"
         [cors]
@@ -44,6 +47,8 @@ fn a_file_sets_what_it_names_and_leaves_the_rest() {
     assert_eq!(config.data, Path::new("/var/lib/bureau"));
     assert_eq!(config.grace, Duration::from_secs(90));
     assert_eq!(config.resumptions_at_once, 4);
+    let (cert, key) = ("/etc/cert.pem".into(), "/etc/key.pem".into());
+    assert_eq!(config.tls, Some(TlsFiles { cert, key }));
     assert_eq!(config.http.heartbeat, Duration::from_millis(500));
     assert_eq!(config.instances.request_body_bytes, 4096);
     assert_eq!(config.http.retry, HttpLimits::default().retry);
@@ -61,6 +66,11 @@ fn the_command_line_goes_over_the_file() {
     let overrides = Overrides { listen: Some(([0; 4], 3).into()), ..Overrides::default() };
     let config = Config::load(Some(file.path()), overrides).unwrap();
     assert_eq!((config.listen.port(), config.admin.port()), (3, 2));
+
+    std::fs::write(file.path(), "tls.cert = 'a'\ntls.key = 'b'").unwrap();
+    let overrides = Overrides { tls_key: Some("c".into()), ..Overrides::default() };
+    let config = Config::load(Some(file.path()), overrides).unwrap();
+    assert_eq!(config.tls, Some(TlsFiles { cert: "a".into(), key: "c".into() }));
 }
 
 #[test]
@@ -102,7 +112,10 @@ fn a_file_that_is_not_there_is_named() {
 fn what_makes_no_sense_is_refused_by_its_key() {
     let cases = [
         ("[http]\nheader_bytes = 8191", "http.header_bytes"),
+        ("[http]\nheader_count = 16385", "http.header_count"),
         ("[http]\nconnections = 9223372036854775807", "http.connections"),
+        ("[tls]\ncert = 'a'", "tls.key"),
+        ("[tls]\nkey = 'a'", "tls.cert"),
         ("[instances]\nevent_bytes = '5 MiB'", "journal.backlog_bytes"),
         ("[instances]\nstate_bytes = '9 MiB'", "instances.turn_bytes"),
         ("[instances]\nvalue_bytes = '9 MiB'", "instances.turn_bytes"),
@@ -153,6 +166,9 @@ fn what_is_printed_says_the_same_when_it_is_read() {
         listen = "[::1]:80"
         agents_dir = "a \"dir\""
         grace = "1m 30s"
+        [tls]
+        cert = "a"
+        key = "b"
         [http]
         retry = "1500ms"
         [cors]

@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 
 use super::accept::Accept;
 use super::auth::{self, Verdict};
+use super::connections::Connections;
 use super::problem::Problem;
 pub use super::repeat::Keys;
 use super::repeat::{self, Registered, Terms};
@@ -78,6 +79,8 @@ pub struct Api {
     pub journal: Journal,
     pub resumptions: Arc<Resumptions>,
     pub keys: Keys,
+    /// Those to the public address.
+    pub connections: Arc<Connections>,
     pub shutdown: Shutdown,
 }
 
@@ -344,8 +347,11 @@ impl Api {
         Ok(record.map(|record| record.module))
     }
 
-    /// Reads the whole body of a request.
+    /// Reads the whole body of a request. One that is announced to be too large is refused before it is asked for.
     async fn read(&self, body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
+        if body.size_hint().lower() > limit as u64 {
+            return Err(Problem::PayloadTooLarge { limit });
+        }
         let body = Limited::new(body, limit).collect();
         let body = tokio::time::timeout(self.config.http.body_timeout, body)
             .await

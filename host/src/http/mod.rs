@@ -18,6 +18,9 @@ mod bearer;
 mod auth;
 pub mod api;
 pub mod admin;
+pub mod connections;
+pub mod tls;
+mod strict;
 pub mod server;
 
 use std::pin::Pin;

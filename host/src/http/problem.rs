@@ -32,6 +32,8 @@ pub enum Problem {
     MethodNotAllowed { allow: String },
     /// The client takes nothing that an agent could answer.
     NotAcceptable,
+    /// The request's head has more fields than this.
+    TooManyFields { limit: usize },
     /// The request's body is larger than this many bytes.
     PayloadTooLarge { limit: usize },
     /// The request's body took too long.
@@ -88,6 +90,7 @@ impl Problem {
             Self::ModuleNotStored(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::TooManyFields { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RunEnded | Self::NothingToRollBackTo | Self::ReplyNotKept => StatusCode::CONFLICT,
@@ -195,6 +198,11 @@ impl Problem {
                 "not-acceptable",
                 "Not acceptable",
                 "the request accepts neither events nor documents".into(),
+            ),
+            Self::TooManyFields { limit } => (
+                "too-many-header-fields",
+                "Too many header fields",
+                format!("a request's head takes at most {limit} fields").into(),
             ),
             Self::PayloadTooLarge { limit } => (
                 "payload-too-large",
@@ -324,6 +332,7 @@ mod tests {
             (Problem::BadName(String::new()), 400, "bad-name"),
             (Problem::MethodNotAllowed { allow: "GET".into() }, 405, "method-not-allowed"),
             (Problem::NotAcceptable, 406, "not-acceptable"),
+            (Problem::TooManyFields { limit: 1 }, 431, "too-many-header-fields"),
             (Problem::PayloadTooLarge { limit: 1 }, 413, "payload-too-large"),
             (Problem::BodyTimeout, 408, "body-timeout"),
             (Problem::BadBody, 400, "bad-body"),

@@ -307,6 +307,16 @@ impl Admin {
                 figure(&counts.dropped_lines),
             ),
         ];
+        let connections = &self.api.connections;
+        let figures = figures.into_iter().chain([
+            ("connections", "gauge", "Open connections to the public address.", connections.open()),
+            (
+                "connections_refused_total",
+                "counter",
+                "Connections to it that were closed at once, as there were too many of their address.",
+                connections.refused(),
+            ),
+        ]);
         let mut text = String::new();
         for (name, kind, help, value) in figures {
             // Writing to a string cannot fail.
