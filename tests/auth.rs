@@ -255,3 +255,34 @@ async fn an_agents_own_rule_stands_in_place_of_that_of_all() {
     let second = plain(&host, Method::GET, "load/one/plain").bearer_auth(SECOND);
     assert_eq!(status(second).await, 200);
 }
+
+#[tokio::test]
+async fn access_to_a_run_is_access_to_its_instance() {
+    let host = tokens();
+    let asked = host.request(Method::GET, "probe/demo/emit?count=1").bearer_auth(FIRST);
+    let run = header(send(asked).await.headers(), "bureau-run").to_owned();
+    let paths = [
+        format!("/runs/{run}"),
+        format!("/runs/{run}/status"),
+        "/instances/probe/demo/runs".into(),
+        "/instances/probe/demo/events".into(),
+        "/instances/probe/demo/stream".into(),
+    ];
+    for path in &paths {
+        for wrong in [host.at(Method::GET, path), host.at(Method::GET, path).bearer_auth(OTHER)] {
+            assert_eq!(problem(send(wrong).await).await, "401 unauthorized host", "{path}");
+        }
+        let right = send(host.at(Method::GET, path).bearer_auth(FIRST)).await;
+        assert!(right.status().is_success(), "{path}: {}", right.status());
+    }
+    let cancel = host.at(Method::DELETE, &paths[0]);
+    assert_eq!(problem(send(cancel).await).await, "401 unauthorized host");
+
+    let host = gated("");
+    let run =
+        header(send(as_ann(&host, Method::GET, "probe/demo/emit")).await.headers(), "bureau-run")
+            .to_owned();
+    let status = || host.at(Method::GET, &format!("/runs/{run}/status"));
+    assert_eq!(send(status().header("cookie", "user=ann")).await.status(), StatusCode::OK);
+    assert!(!send(status()).await.status().is_success(), "the hook is asked");
+}

@@ -20,7 +20,6 @@ use futures_util::FutureExt as _;
 use futures_util::future::Either::{Left, Right};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited, StreamBody};
@@ -378,11 +377,11 @@ impl Api {
                 (deployed.limits.request_body_bytes, self.config.http.body_timeout);
             let (body, refusal) = Upload::new(rest, limit, timeout)?;
             let body = body.boxed_unsync();
-            (upload, refused) =
-                (Some(Box::new(AgentUpload { scheme: Scheme::HTTP, body })), Some(refusal));
+            (upload, refused) = (Some(Box::new(AgentUpload { body })), Some(refusal));
         }
         let request = AgentRequest { method: method.as_str().to_owned(), path, body };
         let origin = Origin {
+            secure: self.config.tls.is_some(),
             last_event_id: reset.as_ref().map(|(id, _)| id.as_str().into()),
             request: deployed.module.resumes().then(|| agent::keep(&request, &head)),
             head,

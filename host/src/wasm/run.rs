@@ -63,6 +63,8 @@ struct Inner {
 pub struct Origin {
     /// What the request says beyond what the agent is called with.
     pub head: RequestHead,
+    /// Whether the request came by TLS.
+    pub secure: bool,
     /// The `Last-Event-ID` that came with the request and could not be resumed.
     pub last_event_id: Option<Box<str>>,
     /// The request as a resumption needs it, if the module resumes.

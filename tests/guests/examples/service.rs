@@ -12,6 +12,8 @@
 //! - `/remember/{count}` counts, and keeps each number as its state before it writes it.
 //! - `/error` answers with an error.
 
+#![expect(unsafe_code, reason = "what is generated here speaks to the host")]
+
 use std::time::Duration;
 
 use self::bureau::agent::state;
