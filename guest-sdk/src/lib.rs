@@ -48,6 +48,7 @@ pub mod bindings;
 mod concurrency;
 mod error;
 mod event;
+pub mod fetch;
 mod reply;
 mod request;
 #[doc(hidden)]
