@@ -12,6 +12,7 @@ mod sse;
 mod agents;
 mod swap;
 mod deployments;
+mod outbound;
 mod openapi;
 mod migration;
 mod cancel;

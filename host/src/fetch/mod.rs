@@ -5,7 +5,7 @@
 //!
 //! **Mechanism.** A request's URL is [parsed](Target) and held against the agent's [grants](Grants), then written anew from what was
 //! parsed. hyper's client sends it on a connection of this very agent, one that waits or a new one. New ones are made by the
-//! [connector](connector), which looks a name up once, holds each address against the grants, and connects to those only. Redirects are not
+//! [connector], which looks a name up once, holds each address against the grants, and connects to those only. Redirects are not
 //! followed: they are the agent's, and its next request.
 //!
 //! ```text
@@ -24,6 +24,7 @@ mod connector;
 mod grants;
 
 use std::error::Error as _;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -116,8 +117,18 @@ impl FetchError {
             Self::Response(error) => Some(error),
             _ => None,
         };
+        let breaks = [
+            ErrorKind::UnexpectedEof,
+            ErrorKind::ConnectionReset,
+            ErrorKind::ConnectionAborted,
+            ErrorKind::BrokenPipe,
+        ];
         of_hyper.is_some_and(|error: &hyper::Error| {
-            error.is_incomplete_message() || error.is_closed() || error.is_canceled()
+            let of_system = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+            error.is_incomplete_message()
+                || error.is_closed()
+                || error.is_canceled()
+                || of_system.is_some_and(|cause| breaks.contains(&cause.kind()))
         })
     }
 }
