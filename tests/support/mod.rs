@@ -7,6 +7,7 @@ mod guests;
 mod host;
 mod http;
 mod process;
+pub mod provider;
 mod stream;
 mod upstream;
 
