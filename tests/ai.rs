@@ -84,24 +84,33 @@ async fn tools_are_called_and_their_results_told() {
     };
     let wire = call(0, "a", "time", "")
         + &call(1, "b", "roll_dice", "{\"sid")
-        + &chunk(json!({ "tool_calls": [{ "index": 1, "function": { "arguments": "es\":1}" } }] }), None)
+        + &chunk(
+            json!({ "tool_calls": [{ "index": 1, "function": { "arguments": "es\":1}" } }] }),
+            None,
+        )
         + &call(2, "c", "fly", "{}")
         + &chunk(json!({}), Some("tool_calls"));
     let provider = Provider::start([whole(&wire), whole(&words(&["Done."]))]).await;
     let events = told(&answer(&host(&provider), "what time is it?").await);
-    assert_eq!(events[..3], [
-        r#"tool-call {"input":{},"toolCallId":"a","toolName":"time"}"#,
-        r#"tool-call {"input":{"sides":1},"toolCallId":"b","toolName":"roll_dice"}"#,
-        r#"tool-call {"input":{},"toolCallId":"c","toolName":"fly"}"#,
-    ]);
+    assert_eq!(
+        events[..3],
+        [
+            r#"tool-call {"input":{},"toolCallId":"a","toolName":"time"}"#,
+            r#"tool-call {"input":{"sides":1},"toolCallId":"b","toolName":"roll_dice"}"#,
+            r#"tool-call {"input":{},"toolCallId":"c","toolName":"fly"}"#,
+        ]
+    );
     assert!(events[3].starts_with(r#"tool-result {"output":1"#), "{events:?}");
-    assert_eq!(events[4..], [
-        r#"tool-result {"errorText":"a die has at least 2 sides","toolCallId":"b"}"#,
-        r#"tool-result {"errorText":"there is no tool \"fly\"","toolCallId":"c"}"#,
-        "step {}",
-        "text-delta Done.",
-        FINISH,
-    ]);
+    assert_eq!(
+        events[4..],
+        [
+            r#"tool-result {"errorText":"a die has at least 2 sides","toolCallId":"b"}"#,
+            r#"tool-result {"errorText":"there is no tool \"fly\"","toolCallId":"c"}"#,
+            "step {}",
+            "text-delta Done.",
+            FINISH,
+        ]
+    );
     let messages = &provider.asked()[1]["messages"];
     assert_eq!(messages[2]["tool_calls"][1]["function"]["arguments"], "{\"sides\":1}");
     let error = json!({ "role": "tool", "tool_call_id": "b", "content": "Error: a die has at least 2 sides" });
@@ -129,7 +138,7 @@ async fn what_fails_before_the_answer_is_tried_again_and_what_would_fail_again_i
     assert_eq!(told(&answer(&host, "hi").await), ["text-delta Again.", FINISH]);
     for requests in [6, 9, 10] {
         let (before, code) = failed(&answer(&host, "hi").await);
-        assert_eq!((before.len(), code), (0, json!("agent-error")));
+        assert_eq!((before.len(), code), (0, json!("agent-failed")));
         assert_eq!(provider.asked().len(), requests);
     }
     host.logged(|line| line.contains("the model's provider answers 401")).await;
@@ -149,7 +158,7 @@ async fn what_fails_in_the_middle_ends_the_run_and_is_not_tried_again() {
     let host = host(&provider);
     for (n, why) in ["it fell over", "broke off", "broke off", "protocol"].iter().enumerate() {
         let (before, code) = failed(&answer(&host, "hi").await);
-        assert_eq!((before, code), (vec!["text-delta One".to_owned()], json!("agent-error")));
+        assert_eq!((before, code), (vec!["text-delta One".to_owned()], json!("agent-failed")));
         host.logged(|line| line.contains(why)).await;
         assert_eq!(provider.asked().len(), n + 1);
     }
@@ -176,7 +185,8 @@ async fn a_run_that_is_cancelled_drops_the_connection_and_says_nothing_more() {
 async fn the_messages_of_a_front_end_are_the_conversation() {
     let provider = Provider::start([whole(&words(&["Hello."]))]).await;
     let host = host(&provider);
-    let message = json!({ "id": "m1", "role": "user", "parts": [{ "type": "text", "text": "hi" }] });
+    let message =
+        json!({ "id": "m1", "role": "user", "parts": [{ "type": "text", "text": "hi" }] });
     let body = json!({ "id": "demo", "messages": [message], "trigger": "submit-message" });
     let request = host.request(Method::POST, "chat/demo").json(&body);
     let events = Stream::open(request).await.rest().await;

@@ -60,7 +60,9 @@ impl Provider {
     /// The configuration of the agent `chat` that asks it.
     pub fn config(&self) -> String {
         let url = format!("http://{}", self.address);
-        format!("[agents.chat]\nallow_hosts = ['{url}']\nconfig = {{ base_url = '{url}/v1', model = 'small' }}")
+        format!(
+            "[agents.chat]\nallow_hosts = ['{url}']\nconfig = {{ base_url = '{url}/v1', model = 'small' }}"
+        )
     }
 
     /// The documents that came.
@@ -84,7 +86,8 @@ async fn serve(
             Script::Close => return None,
             Script::Refuse(status, fields, body) => {
                 let length = body.len();
-                let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {length}\r\n{fields}\r\n");
+                let head =
+                    format!("HTTP/1.1 {status} x\r\ncontent-length: {length}\r\n{fields}\r\n");
                 connection.write_all((head + &body).as_bytes()).await.ok()?;
             }
             Script::Stream(chunks, end) => {
