@@ -5,6 +5,7 @@
 //!
 //! The messages of the AI SDK's `useChat` are taken as well. `[agents.chat.config]` says which `model` is asked, and at which `base_url`.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::SystemTime;
 
 use bureau_sdk::ai::{self, Message, UiMessage};
@@ -70,10 +71,7 @@ async fn answer(run: &Run, said: Said) -> Result<Reply> {
     });
     let dice = ai::tool("roll_dice", "Rolls a die", async |dice: Dice| match dice.sides {
         0 | 1 => Err(Error::bad_request("a die has at least 2 sides")),
-        sides => Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.subsec_nanos()
-            / 1000
-            % sides
-            + 1),
+        sides => Ok(RandomState::new().hash_one(0) % u64::from(sides) + 1),
     });
     let mut chat = ai::model(config("model")?.unwrap_or_else(|| "gpt-4o".into()))
         .system("You are a helpful assistant.")
