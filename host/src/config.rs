@@ -21,7 +21,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use self::limits::{
-    DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits, OutboundLimits,
+    DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits, MOST_CORE_INSTANCES,
+    MOST_MEMORIES, MOST_TABLES, OutboundLimits,
 };
 use self::limits::{
     GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal, WrittenOutbound,
@@ -266,20 +267,32 @@ fn check_instances(
     limits: &InstanceLimits,
     journal: &JournalLimits,
 ) -> Result<(), ConfigError> {
-    let turn = (format!("{table}.turn_bytes"), limits.turn_bytes);
-    let backlog = ("journal.backlog_bytes".to_owned(), journal.backlog_bytes);
+    let within = |key| format!("{table}.{key}");
+    let turn = (within("turn_bytes"), limits.turn_bytes as u64);
+    let run = (within("run_bytes"), limits.run_bytes);
+    let storage = (within("storage_bytes"), limits.storage_bytes);
+    let backlog = ("journal.backlog_bytes".to_owned(), journal.backlog_bytes as u64);
     let bounded = [
         ("event_bytes", limits.event_bytes, &turn),
         ("event_bytes", limits.event_bytes, &backlog),
+        ("event_bytes", limits.event_bytes, &run),
         ("state_bytes", limits.state_bytes, &turn),
         ("value_bytes", limits.value_bytes, &turn),
+        ("value_bytes", limits.value_bytes, &storage),
     ];
-    match bounded.into_iter().find(|(_, value, (_, bound))| value > bound) {
+    let larger = bounded.into_iter().find(|(_, value, (_, bound))| *value as u64 > *bound);
+    if let Some((key, _, (bound, value))) = larger {
+        let reason = format!("must not be more than {bound}, which is {value} bytes");
+        return Err(invalid(within(key), reason));
+    }
+    let pooled = [
+        ("core_instances", limits.core_instances, MOST_CORE_INSTANCES),
+        ("memories", limits.memories, MOST_MEMORIES),
+        ("tables", limits.tables, MOST_TABLES),
+    ];
+    match pooled.into_iter().find(|(_, value, most)| value > most) {
         None => Ok(()),
-        Some((key, _, (bound, value))) => {
-            let reason = format!("must not be more than {bound}, which is {value} bytes");
-            Err(invalid(format!("{table}.{key}"), reason))
-        }
+        Some((key, _, most)) => Err(invalid(within(key), format!("must not be more than {most}"))),
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use bureau::config::{Config, InstanceLimits, Overrides};
 use bureau::fetch::Network;
 use bureau::id::AgentName;
-use bureau::wasm::{Asked, Engine, Granted, Inspection, inspect as look};
+use bureau::wasm::{Asked, Engine, Granted, Inspection, Kind, inspect as look};
 use serde_json::json;
 
 use super::output::{Output, size};
@@ -32,6 +32,7 @@ pub fn inspect(
         "digest": digest.to_string(),
         "size": bytes.len(),
         "code_size": code_bytes,
+        "kind": shape.kind(),
         "exports": shape.exports,
         "imports": shape.imports,
         "capabilities": capabilities,
@@ -54,12 +55,20 @@ fn granted(of: Option<(&Path, &AgentName)>) -> anyhow::Result<Granted> {
 }
 
 fn text(bytes: usize, found: &Inspection, capabilities: &[Asked]) -> String {
+    let shape = &found.shape;
     let sizes = format!("{}, {} compiled", size(bytes as u64), size(found.code_bytes as u64));
     let mut lines = vec![format!("digest   {}", found.digest), format!("size     {sizes}")];
-    for (what, names) in [("exports", &found.shape.exports), ("imports", &found.shape.imports)] {
+    for (what, names) in [("exports", &shape.exports), ("imports", &shape.imports)] {
         lines.push(what.to_owned());
         lines.extend(names.iter().map(|name| format!("  {name}")));
     }
+    let kind = match shape.kind() {
+        Some(Kind::Agent) => "agent",
+        Some(Kind::WasiHttp03) => "wasi:http 0.3",
+        Some(Kind::WasiHttp02) => "wasi:http 0.2",
+        None => "no agent",
+    };
+    lines.push(format!("kind     {kind}"));
     let needs: Vec<_> = capabilities.iter().map(Asked::to_string).collect();
     lines.push(format!("needs    {}", needs.join(", ")));
     let fits = if found.refused.is_none() { "yes" } else { "no" };

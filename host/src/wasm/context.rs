@@ -6,7 +6,7 @@
 //! table of handles. Functions that never wait add to the turn; those that wait do so concurrently, so that
 //! other calls on the instance go on meanwhile.
 //!
-//! **Limits.** Each value's size, the turn's, and the memory of the store, by configuration. A guest that
+//! **Limits.** Each value's size, the turn's, and what the store is made of, by configuration. A guest that
 //! exceeds one gets an error where the interface has one, and traps where it has none.
 //!
 //! **Cost.** Less than a microsecond a call, beyond what the function does.
@@ -18,6 +18,7 @@ use wasmtime::component::{Accessor, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use crate::config::InstanceLimits;
 use crate::journal::Pair;
 use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, StoreError};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
@@ -36,7 +37,7 @@ pub(super) struct Context {
     /// Likewise.
     pub(super) http: Option<Box<Http>>,
     pub(super) table: ResourceTable,
-    memory: MemoryLimit,
+    limiter: Limiter,
 }
 
 /// A guest used up what it may have.
@@ -47,18 +48,21 @@ pub(super) enum LimitReached {
     Cpu(u64),
 }
 
-struct MemoryLimit {
+/// What the store may be made of.
+struct Limiter {
+    limits: Arc<InstanceLimits>,
+    /// Bytes of memory.
     used: usize,
-    limit: usize,
+    /// Whether the guest asked for more of them than it may have.
     reached: bool,
 }
 
 impl Context {
     /// What a guest that is granted this finds. It fails when what is granted cannot be opened.
     pub(super) fn new(session: Arc<Session>, granted: Arc<Granted>) -> io::Result<Self> {
-        let memory = MemoryLimit { used: 0, limit: session.limits().memory_bytes, reached: false };
+        let limiter = Limiter { limits: session.limits().clone(), used: 0, reached: false };
         let wasi = granted.has_files().then(|| wasi(&session, &granted)).transpose()?;
-        Ok(Self { session, granted, wasi, http: None, table: ResourceTable::new(), memory })
+        Ok(Self { session, granted, wasi, http: None, table: ResourceTable::new(), limiter })
     }
 
     /// What the store and its actor share.
@@ -68,12 +72,12 @@ impl Context {
 
     /// Whether the guest asked for more memory than it may have.
     pub(super) fn memory_limit_reached(&self) -> bool {
-        self.memory.reached
+        self.limiter.reached
     }
 
     /// The store's limiter.
     pub(super) fn limiter(&mut self) -> &mut dyn ResourceLimiter {
-        &mut self.memory
+        &mut self.limiter
     }
 
     /// What happens on an epoch tick in guest code: give way from the second one on, or end when it has been too long.
@@ -103,6 +107,9 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
     config::add_to_linker::<_, Own>(linker, |context| context)
 }
 
+/// The most random bytes of one call, in which the guest does not give way: some milliseconds.
+const MAX_RANDOM: u64 = 1 << 20;
+
 /// Clocks, random numbers, a log for what the guest prints, and its files.
 fn wasi(session: &Arc<Session>, granted: &Granted) -> io::Result<WasiCtx> {
     let mut wasi = without_files(session);
@@ -114,6 +121,7 @@ fn without_files(session: &Arc<Session>) -> WasiCtxBuilder {
     let log = |stream| GuestLog::new(session.clone(), stream);
     let mut wasi = WasiCtxBuilder::new();
     wasi.stdout(log("stdout")).stderr(log("stderr")).allow_tcp(false).allow_udp(false);
+    wasi.max_random_size(MAX_RANDOM);
     wasi
 }
 
@@ -124,7 +132,7 @@ impl WasiView for Context {
     }
 }
 
-impl ResourceLimiter for MemoryLimit {
+impl ResourceLimiter for Limiter {
     fn memory_growing(
         &mut self,
         current: usize,
@@ -132,8 +140,9 @@ impl ResourceLimiter for MemoryLimit {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let used = self.used + desired.saturating_sub(current);
-        self.reached |= used > self.limit;
-        if used > self.limit {
+        let limit = self.limits.memory_bytes;
+        self.reached |= used > limit;
+        if used > limit {
             return Ok(false);
         }
         self.used = used;
@@ -148,6 +157,18 @@ impl ResourceLimiter for MemoryLimit {
     ) -> wasmtime::Result<bool> {
         // The pool's own limit on a table's elements holds.
         Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.core_instances
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables
     }
 }
 
@@ -249,6 +270,8 @@ fn written(written: Result<(), WriteRefused>) -> wasmtime::Result<Result<(), Sto
         Err(WriteRefused::Outdated(outdated)) => {
             Ok(Err(StoreError::Unavailable(outdated.to_string())))
         }
+        Err(WriteRefused::StorageFull(full)) => Ok(Err(StoreError::Invalid(full.to_string()))),
+        Err(WriteRefused::Unreadable(fault)) => Ok(Err(unavailable(fault))),
         Err(WriteRefused::TurnTooLarge(too_large)) => Err(too_large.into()),
     }
 }

@@ -19,6 +19,7 @@ use http_body_util::BodyExt as _;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::fetch::{ConnectError, FetchError, Patience};
+use crate::wasm::chunks::MAX_CHUNK;
 use crate::wasm::granted::Granted;
 use crate::wasm::session::Session;
 
@@ -67,6 +68,14 @@ impl WasiHttpHooks for Outbound {
             let transfer: Transfer = Box::new(std::future::ready(Ok(())));
             Ok((sent.map(|body| body.map_err(told).boxed_unsync()), transfer))
         })
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        MAX_CHUNK
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        MAX_CHUNK
     }
 
     /// The client says which host it is, by where the request goes.

@@ -8,7 +8,7 @@ use serde::ser::Serializer;
 use crate::agent::{Deployed, Deployment, Failed, LiveInstance, LiveRun};
 use crate::id::{AgentName, Digest, InstanceKey, RunId};
 use crate::journal::{DeploymentRecord, RunRecord, RunState};
-use crate::wasm::{Asked, Happening};
+use crate::wasm::{Asked, Happening, Kind};
 
 /// A time, written as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy)]
@@ -48,6 +48,7 @@ pub(super) struct AgentView {
     generation: u64,
     since: Time,
     source: String,
+    kind: Option<Kind>,
     resumes: bool,
     migrates: bool,
     instances: usize,
@@ -68,6 +69,7 @@ impl AgentView {
             generation: record.generation,
             since: Time::of_ms(record.at_ms),
             source: record.source,
+            kind: None,
             resumes: false,
             migrates: false,
             capabilities: None,
@@ -78,7 +80,8 @@ impl AgentView {
     pub(super) fn serving(deployed: &Deployed, live: &[LiveInstance]) -> Self {
         let (resumes, migrates) = (deployed.module.resumes(), deployed.module.migrates());
         let capabilities = Some(deployed.module.shape().asks(&deployed.granted));
-        Self { resumes, migrates, capabilities, ..Self::of(deployed.record.clone(), live) }
+        let kind = Some(deployed.module.kind());
+        Self { kind, resumes, migrates, capabilities, ..Self::of(deployed.record.clone(), live) }
     }
 
     pub(super) fn failed(Failed { record, why }: Failed, live: &[LiveInstance]) -> Self {
