@@ -16,6 +16,7 @@ mod agents;
 mod swap;
 mod deployments;
 mod outbound;
+mod ai;
 mod openapi;
 mod migration;
 mod cancel;

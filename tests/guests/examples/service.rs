@@ -25,7 +25,7 @@ use wit_bindgen::StreamResult;
 use wit_bindgen::rt::async_support::{StreamReader, StreamWriter};
 
 wit_bindgen::generate!({
-    path: ["../../wit", "wit/http", "wit"],
+    path: ["../../wit", "wit"],
     world: "bureau:tests/service",
     runtime_path: "crate::wit_bindgen_rt",
     generate_all,
