@@ -63,7 +63,8 @@ pub(super) fn check(auth: &Auth, headers: &HeaderMap) -> Result<Option<Arc<Hook>
 
 /// Whether a client's field of this name reaches the agent.
 pub(super) fn passes(auth: &Auth, name: &HeaderName) -> bool {
-    !is_identity(name.as_str()) && !(name == AUTHORIZATION && matches!(auth, Auth::Tokens(_)))
+    let taken = name == AUTHORIZATION && matches!(auth, Auth::Tokens(_));
+    !taken && !is_identity(name.as_str())
 }
 
 /// Whether the name, in lower case, is one of those that say who calls, or one that some program takes for such.
