@@ -16,15 +16,21 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 
-use crate::agent::{API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions};
+use crate::agent::{
+    self, API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions,
+};
 use crate::config::Config;
 use crate::http::admin::{Admin, Readiness};
 use crate::http::api::Api;
 use crate::http::server;
 use crate::id::AgentName;
-use crate::journal::{self, Backend, Health, Journal, Unfinished};
+use crate::journal::{self, Backend, Health, Journal, Report, StoreError, Unfinished};
 use crate::shutdown::Shutdown;
 use crate::wasm::{Engine, Feed};
+
+/// In the data directory: the journal, and what was deployed.
+const JOURNAL: &str = "journal.redb";
+const MODULES: &str = "modules";
 
 /// A host that is open and may be serving. Clones are the same host.
 #[derive(Clone)]
@@ -53,7 +59,7 @@ impl Host {
     ) -> anyhow::Result<Self> {
         let cache = config.data.join("cache");
         make_private(&cache)?;
-        let modules = config.data.join("modules");
+        let modules = config.data.join(MODULES);
         make_private(&modules)?;
         let config = Arc::new(config);
         let engine = Arc::new(Engine::new(config.instances.live, config.largest_memory(), cache)?);
@@ -150,8 +156,15 @@ impl Host {
     }
 }
 
+/// Says what is in a data directory that no host has open, and what is wrong with it. Nothing changes.
+pub fn check(data: &Path) -> Result<Report, StoreError> {
+    let mut report = journal::check(&data.join(JOURNAL))?;
+    agent::check_modules(&data.join(MODULES), &mut report);
+    Ok(report)
+}
+
 fn journal_options(config: &Config) -> journal::Options {
-    journal::Options { file: config.data.join("journal.redb"), limits: config.journal.clone() }
+    journal::Options { file: config.data.join(JOURNAL), limits: config.journal.clone() }
 }
 
 /// Makes a directory that only its owner can enter: it holds everyone's data, and code that is trusted.

@@ -16,6 +16,7 @@ pub mod arguments;
 mod client;
 mod output;
 mod build;
+mod check;
 mod deploy;
 mod follow;
 mod inspect;
@@ -38,6 +39,7 @@ pub async fn run(action: Action) -> anyhow::Result<()> {
         }
         Action::Build { paths, form } => build::build(&paths, &Output::new(form)).await,
         Action::Inspect { file, form } => inspect::inspect(&file, &Output::new(form)),
+        Action::Check { data, form } => check::check(&data, &Output::new(form)),
         Action::Deploy { name, file, if_current, form, remote } => {
             let client = connect(&remote)?;
             deploy::deploy(&client, &name, &file, if_current.as_ref(), &Output::new(form)).await

@@ -48,7 +48,7 @@ use crate::id::{AgentName, Cursor, Digest, InstanceKey, RunId, Seq};
 
 pub use self::handle::{Journal, Unfinished};
 pub use self::reader::{Page, Reader, Step};
-pub use self::redb::{Backend, JournalFile, StorageBackend};
+pub use self::redb::{Backend, Counts, JournalFile, Report, StorageBackend, Violation, check};
 pub use self::tail::Tail;
 pub use self::writer::{Lane, Ticket};
 

@@ -59,8 +59,10 @@ use super::{
 };
 use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
+mod check;
 mod log;
 mod open;
+mod overlay;
 mod recent;
 mod tables;
 #[cfg(test)]
@@ -68,6 +70,9 @@ pub(super) mod tests;
 
 pub use ::redb::StorageBackend;
 
+#[cfg(test)]
+pub(super) use self::check::check_on;
+pub use self::check::{Counts, Report, Violation, check};
 pub use self::open::{Backend, JournalFile};
 
 use self::log::Log;

@@ -318,6 +318,12 @@ pub(super) fn tend(store: &RedbStore, now: SystemTime) -> u64 {
     }
 }
 
+/// Asserts that what is on the disk is consistent, as after a crash that loses all that is not synced.
+pub(super) fn assert_consistent(disk: &Disk) {
+    let report = super::redb::check_on(&Disk::of(disk.durable()).backend(), "test.redb".as_ref());
+    assert_eq!(report.unwrap().violations, []);
+}
+
 /// Makes a run of so many events, ended, and returns its id.
 pub(super) async fn whole_run(
     journal: &Journal,
