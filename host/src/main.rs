@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use bureau::Host;
 use bureau::agents_dir::AgentsDir;
-use bureau::config::{Config, Overrides, Secret};
+use bureau::config::{Config, Overrides};
 use bureau::dev::Workspace;
 use bureau::http::server;
 use bureau::id::AgentName;
@@ -77,10 +77,13 @@ async fn run(command: Command) -> anyhow::Result<()> {
 
 fn configure(agents: Option<PathBuf>, common: &Common) -> anyhow::Result<Config> {
     let Common { listen, admin, ref data, ref config } = *common;
-    // Not an argument, which others on the machine could see.
-    let admin_token = std::env::var("BUREAU_ADMIN_TOKEN").ok().map(Secret::from);
-    let overrides =
-        Overrides { listen, admin, data: data.clone(), agents_dir: agents, admin_token };
+    let overrides = Overrides {
+        listen,
+        admin,
+        data: data.clone(),
+        agents_dir: agents,
+        ..Overrides::of_environment()
+    };
     Ok(Config::load(config.as_deref(), overrides)?)
 }
 
