@@ -4,8 +4,8 @@
 //! part may die without the host noticing.
 //!
 //! **Mechanism.** [`Host::open`] opens the journal and makes the engine; [`Host::load`] has serve what was deployed before;
-//! [`Host::deploy`] lets a module serve and takes up what its agent left unfinished; [`Host::serve`] answers until it is told to end or the
-//! journal gives up, then drains, forces, and closes the journal last.
+//! [`Host::deploy`] lets a module serve and takes up what its agent left unfinished; [`Host::serve`] answers until it is told to end, the
+//! journal gives up or a part is [lost](Shutdown::lost), then drains, forces, and closes the journal last.
 //!
 //! **Limits** are those of the [`Config`]. **Cost.** Opening reads the journal's unfinished runs.
 
@@ -121,10 +121,12 @@ impl Host {
         let admin = self.admin.clone();
         let service = move |request| admin.clone().answer(request);
         let (limits, shutdown) = (self.api.config.http.clone(), self.api.shutdown.clone());
-        tokio::spawn(async move { server::serve(listener, service, &limits, shutdown).await });
+        self.api.shutdown.supervise("the server of the admin address", async move {
+            server::serve(listener, service, &limits, shutdown).await;
+        });
     }
 
-    /// Answers on the public address until `stop` comes, then ends: runs and replies under way may take the
+    /// Answers on the public address until `stop` comes, the journal gives up or a part of the host is lost, then ends: runs and replies under way may take the
     /// configured grace, event streams end at once and say when to come back, and the journal is closed last.
     pub async fn serve(
         &self,
@@ -134,7 +136,13 @@ impl Host {
         let Api { config, journal, shutdown, directory, .. } = &*self.api;
         let api = self.api.clone();
         let service = move |request| api.clone().answer(request);
-        let sweeper = tokio::spawn(directory.clone().sweep());
+        let serving = {
+            let (limits, shutdown) = (config.http.clone(), shutdown.clone());
+            async move { server::serve(listener, service, &limits, shutdown).await }
+        };
+        shutdown.supervise("the server of the public address", serving);
+        shutdown.supervise("the sweeper of instances", directory.clone().sweep());
+        shutdown.supervise("the clock of guests", self.registry().engine().clock());
         let mut health = journal.health();
         let died = async {
             let dead = health.wait_for(|health| matches!(health, Health::Dead(_))).await;
@@ -142,10 +150,9 @@ impl Host {
             dead.ok().map(|health| health.clone())
         };
         let served = tokio::select! {
-            () = server::serve(listener, service, &config.http, shutdown.clone()) => Ok(()),
             () = stop => Ok(()),
             Some(Health::Dead(why)) = died => Err(anyhow::anyhow!("the journal gave up: {why}")),
-            ended = sweeper => ended.context("the instance sweeper ended"),
+            loss = shutdown.lost() => Err(loss.into()),
         };
         directory.drain();
         // What can no longer be made durable has nothing to wait for.
@@ -176,4 +183,28 @@ fn make_private(directory: &Path) -> anyhow::Result<()> {
         std::io::Result::Ok(())
     };
     made().with_context(|| format!("cannot make {} a directory of our own", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::Overrides;
+
+    #[tokio::test]
+    async fn a_host_that_loses_a_part_ends_and_says_which() {
+        let directory = tempfile::tempdir().unwrap();
+        let overrides = Overrides { data: Some(directory.path().into()), ..Overrides::default() };
+        let mut config = Config::load(None, overrides).unwrap();
+        Arc::make_mut(&mut config.instances).live = 8;
+        let host = Host::open(config).unwrap();
+        let listener = server::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let serving = host.serve(listener, std::future::pending());
+        host.api.shutdown.supervise("a part", async { panic!("a mistake") });
+        let error = serving.await.unwrap_err().to_string();
+        assert_eq!(error, "a part panicked, without which the host is not whole");
+        let report = check(directory.path()).unwrap();
+        assert!(report.is_consistent(), "the journal was closed: {report:?}");
+    }
 }

@@ -5,7 +5,7 @@
 //! synchronous: one transaction, closed before they return.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -46,6 +46,7 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) page_bytes: usize,
     pub(super) patience: Duration,
+    pub(super) settler_panicked: AtomicBool,
 }
 
 /// What [`Stats`] counts.
@@ -120,6 +121,7 @@ impl Journal {
             limits,
             page_bytes: options.limits.page_bytes,
             patience: options.limits.patience,
+            settler_panicked: AtomicBool::new(false),
         });
         // One word is enough for a settler that has not listened yet.
         let (tell, told) = mpsc::sync_channel(1);

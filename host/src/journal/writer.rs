@@ -268,6 +268,7 @@ struct SettlerDeparture<'a>(&'a Shared);
 impl Drop for SettlerDeparture<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
+            self.0.settler_panicked.store(true, Ordering::Release);
             self.0.queue.close();
         }
     }
@@ -363,8 +364,12 @@ impl Drop for Departure<'_> {
         lock(&self.shared.queue.inner).turns.clear();
         self.shared.store.close();
         let reason = self.reason.take().unwrap_or_else(|| {
-            let panicked = thread::panicking();
-            if panicked { "its writer panicked" } else { "it is closed" }.into()
+            let settler_panicked = self.shared.settler_panicked.load(Ordering::Acquire);
+            match (thread::panicking(), settler_panicked) {
+                (true, _) => "its writer panicked".into(),
+                (false, true) => "its settler panicked".into(),
+                (false, false) => "it is closed".into(),
+            }
         });
         self.shared.set_health(Health::Dead(reason));
         let mut waiting = Vec::new();
