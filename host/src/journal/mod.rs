@@ -24,6 +24,7 @@
 
 mod codec;
 mod handle;
+mod horizon;
 mod reader;
 mod redb;
 mod tail;

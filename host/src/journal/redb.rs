@@ -47,12 +47,13 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use ::redb::{Database, Error, ReadTransaction, ReadableDatabase, ReadableTable};
 use bytes::Bytes;
 
 use super::codec::{Damaged, Op, Segment, decode_deployment, encode_batch};
+use super::horizon::Horizon;
 use super::{
     Committed, DeploymentRecord, Event, Options, Pair, RUNS_LOOKED_AT, RunPage, RunRecord, Store,
     StoreError, Submitted, Tended, lock,
@@ -91,6 +92,8 @@ pub(super) struct RedbStore {
     /// What a half of the log holds.
     half: usize,
     retention: Retention,
+    horizon: Mutex<Horizon>,
+    began: Instant,
     /// Locked for reading by each transaction for as long as it lasts, and for writing to exchange what has
     /// failed. None while there is none.
     opened: RwLock<Option<Opened>>,
@@ -165,6 +168,8 @@ impl RedbStore {
             cache_bytes: limits.cache_bytes,
             half: limits.log_bytes / 2 / log::PAGE * log::PAGE,
             retention: Retention { age: limits.retain_for, bytes: limits.retain_bytes },
+            horizon: Mutex::new(Horizon::new(limits.retain_for)),
+            began: Instant::now(),
             opened: RwLock::new(None),
         };
         let opened = store.open_files(true)?;
@@ -197,6 +202,7 @@ impl RedbStore {
     }
 
     fn settle_and_trim(&self, opened: &Opened, now: SystemTime) -> Result<Tended, Error> {
+        let now = lock(&self.horizon).look(now, self.began.elapsed());
         let layer = opened.recent().settling().cloned();
         let is_due = || opened.trim_ms.load(Ordering::Relaxed) <= millis(now);
         if layer.is_none() && !is_due() {
