@@ -329,7 +329,11 @@ impl Directory {
     }
 
     /// Runs a chore of an instance beside it.
-    pub(super) fn attend(&self, chore: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn attend(
+        &self,
+        chore: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.0.shutdown.attend(chore, work);
     }
 

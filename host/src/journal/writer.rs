@@ -24,6 +24,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -362,7 +363,11 @@ impl Drop for Departure<'_> {
     fn drop(&mut self) {
         self.shared.queue.close();
         lock(&self.shared.queue.inner).turns.clear();
-        self.shared.store.close();
+        // After a panic in the midst of a transaction the store may panic again. Everyone is told nonetheless.
+        let closed = catch_unwind(AssertUnwindSafe(|| self.shared.store.close()));
+        if closed.is_err() {
+            tracing::error!("the journal did not close in order");
+        }
         let reason = self.reason.take().unwrap_or_else(|| {
             let settler_panicked = self.shared.settler_panicked.load(Ordering::Acquire);
             match (thread::panicking(), settler_panicked) {

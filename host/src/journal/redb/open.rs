@@ -12,7 +12,8 @@
 //!   open: format known? -> log of this mark? -> take over, settle the log, new epoch: one commit -> interrupt runs
 //! ```
 //!
-//! **Limits.** Files of this format and of the one before are read. One host has them open at a time.
+//! **Limits.** A log that lost its last records cannot be told from one that never had them; one that lost records before others is refused.
+//! Files of this format and of the one before are read. One host has them open at a time.
 //!
 //! **Cost.** Reading what the log has that was not settled, and one commit.
 
@@ -154,7 +155,12 @@ impl RedbStore {
         let mut builder = Database::builder();
         builder.set_cache_size(self.cache_bytes);
         let (database, mut log) = open_both(&self.backend, &self.file, &builder, may_be_new)?;
-        recover(&database, &mut log, self.half).map_err(failed)?;
+        recover(&database, &mut log, self.half).map_err(|error| match error {
+            Error::Corrupted(what) => {
+                StoreError(format!("{} is damaged: {what}", self.file.display()))
+            }
+            error => failed(error),
+        })?;
         Ok(Opened {
             database,
             log: Mutex::new(log),
@@ -234,11 +240,18 @@ pub(super) fn recover(database: &Database, log: &mut Log, half: usize) -> Result
     let mut tables = Tables::new(&transaction);
     tables.take_over()?;
     let before = place(tables.meta.open()?)?;
-    let mut layer = Layer::default();
+    let (mut layer, mut last) = (Layer::default(), before.settled);
     log.replay(before, |batch| {
+        last += 1;
         let apply = |at_ms, instance: &InstanceKey, op| layer.apply(at_ms, instance, op);
         decode_batch(batch, apply).map_err(damaged)
     })?;
+    if let Some(whole) = log.beyond(before, last)? {
+        let lost = last + 1;
+        return Err(Error::Corrupted(format!(
+            "record {lost} of its log is not whole, and {whole} is"
+        )));
+    }
     tables.settle(&layer)?;
     let place = Place { half, epoch: before.epoch + 1, settled: 0 };
     tables.set_place(place)?;

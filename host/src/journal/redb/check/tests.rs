@@ -251,8 +251,11 @@ async fn a_record_that_was_lost_from_the_log_is_missed() {
     assert_eq!((lines(&report).len(), report.counts.log_records), (0, 3));
     let mut damaged = whole.clone();
     damaged[1][PAGE + 30] ^= 1;
-    let found = lines(&look(&Disk::of(damaged)));
-    assert_eq!(found, ["log 2: it is whole, and record 1 before it is not"]);
+    let found = lines(&look(&Disk::of(damaged.clone())));
+    assert_eq!(found, ["log : record 1 of its log is not whole, and 2 is"]);
+    let refused = RedbStore::open(Disk::of(damaged).backend(), &options()).err().unwrap();
+    let expected = "test.redb is damaged: record 1 of its log is not whole, and 2 is";
+    assert_eq!(refused.to_string(), expected);
     // The last one may have been half written when the host was killed, before anyone knew of it.
     let mut torn = whole;
     let last = torn[1].iter().rposition(|byte| *byte != 0).unwrap();
