@@ -39,7 +39,7 @@ const WRONG: [&str; 12] = [
     "error-after-emit",
     "bad-request-in-turn",
     "chunks-trap",
-    "nowhere",
+    "flood?count=2000&size=5000",
 ];
 
 #[test]
