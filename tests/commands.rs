@@ -390,3 +390,47 @@ fn a_component_is_inspected_without_a_host() {
     assert_eq!(status, 1);
     assert!(error.contains("not a WebAssembly component"), "{error}");
 }
+
+#[tokio::test]
+async fn a_data_directory_is_checked_and_stays_as_it_was() {
+    let host = TestHost::serving(&["probe"]).start();
+    host.get("probe/one/count?count=5").await.text().await.unwrap();
+    let stream = host.stream("probe/two/hang").await;
+    let check = |host: &TestHost| bureau(&["check", "--data", path(&host.data())]);
+    let (status, error) = refused(check(host.how()));
+    assert_eq!(status, 1);
+    let expected = format!("{} is in use by another host\n", host.how().journal().display());
+    assert!(error.ends_with(&expected), "{error}");
+
+    let host = host.kill();
+    drop(stream);
+    let files = || {
+        let all = std::fs::read_dir(host.data()).unwrap().map(|entry| entry.unwrap().path());
+        let mut all: Vec<_> = all.filter(|path| path.is_file()).collect();
+        all.sort();
+        all.into_iter().map(|path| (std::fs::read(&path).unwrap(), path)).collect::<Vec<_>>()
+    };
+    let before = files();
+    assert!(said(check(&host)).ends_with("\nconsistent   yes\n"));
+    let mut as_json = check(&host);
+    as_json.arg("--json");
+    let report: Value = serde_json::from_str(&said(as_json)).unwrap();
+    assert_eq!((&report["consistent"], &report["violations"]), (&json!(true), &json!([])));
+    let counts = &report["counts"];
+    let named = ["runs", "unfinished", "events", "instances", "documents", "deployments"];
+    assert_eq!(named.map(|name| counts[name].as_u64().unwrap()), [2, 1, 6, 2, 1, 1]);
+    assert!(counts["log_records"].as_u64() > Some(0), "{report}");
+    assert!(files() == before, "a file was changed");
+
+    let modules = host.data().join("modules");
+    let module = std::fs::read_dir(&modules).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&module, "another").unwrap();
+    let digest = module.file_stem().unwrap().to_str().unwrap();
+    let wrong = format!("deployments probe 1: the file of module {digest} has other bytes\n");
+    let Output { status, stdout, stderr } = check(&host).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert_eq!(status.code(), Some(1), "{stdout}{stderr}");
+    assert!(stdout.ends_with(&format!("{wrong}consistent   no\n")), "{stdout}");
+    let last_words = format!("bureau: {} is not consistent: ", host.data().display());
+    assert!(stderr.starts_with(&last_words), "{stderr}");
+}

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::future::join_all;
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::support::{Event, Started, Stream, TestHost};
+use crate::support::{Event, Follower, Started, Stream, TestHost, ids};
 
 /// How many hosts are killed; each story is told by its seed.
 const SEEDS: u64 = 60;
@@ -127,6 +127,7 @@ async fn kill_in_the_middle(host: Started, clients: &mut [Follower], rng: &mut R
             std::thread::sleep(moment);
             let down = host.kill();
             reading.await;
+            down.assert_consistent();
             down
         }
     }
@@ -182,96 +183,9 @@ fn json_of(event: &Event) -> Value {
     serde_json::from_str(&event.data).unwrap_or_else(|error| panic!("{error}: {event:?}"))
 }
 
-fn ids(events: &[Event]) -> Vec<&str> {
-    events.iter().map(|event| event.id.as_str()).collect()
-}
-
 /// The number that an event of a counting run carries.
 fn n_of(event: &Event) -> u64 {
     json_of(event)["n"].as_u64().unwrap()
-}
-
-/// A client that comes back as an `EventSource` does, and keeps all it was ever given.
-struct Follower {
-    path: String,
-    /// The run it follows, once it was told which.
-    run: Option<String>,
-    events: Vec<Event>,
-    stream: Option<Stream>,
-    /// Whether the stream came to its end.
-    ended: bool,
-}
-
-impl Follower {
-    fn new(path: &str) -> Self {
-        Self { path: path.into(), run: None, events: Vec::new(), stream: None, ended: false }
-    }
-
-    /// What it sends to begin, or to come back.
-    fn request(&self, host: &Started) -> RequestBuilder {
-        let request = host.request(Method::GET, &self.path);
-        let before_the_first = || self.run.as_ref().map(|run| format!("{run}-0"));
-        match self.events.last().map(|event| event.id.clone()).or_else(before_the_first) {
-            Some(last) => request.header("last-event-id", last),
-            None => request,
-        }
-    }
-
-    async fn open(&mut self, host: &Started) {
-        self.opened(Stream::open(self.request(host)).await);
-    }
-
-    fn opened(&mut self, stream: Stream) {
-        let run = stream.headers.get("bureau-run");
-        let run =
-            run.unwrap_or_else(|| panic!("{}: {} {:?}", self.path, stream.status, stream.headers));
-        let run = run.to_str().unwrap().to_owned();
-        assert_eq!(*self.run.get_or_insert(run.clone()), run, "{}: another run", self.path);
-        match stream.status {
-            StatusCode::NO_CONTENT => self.ended = true,
-            status => {
-                assert_eq!(status, StatusCode::OK, "{}", self.path);
-                self.stream = Some(stream);
-            }
-        }
-    }
-
-    /// Reads to the end of the stream, or to that of the host.
-    async fn read(&mut self, request: RequestBuilder, seen: impl Fn()) {
-        if self.ended {
-            return;
-        }
-        if self.stream.is_none() {
-            let Ok(stream) = Stream::try_open(request).await else { return };
-            self.opened(stream);
-        }
-        let Some(mut stream) = self.stream.take() else { return };
-        loop {
-            match stream.try_next().await {
-                Some(Ok(event)) => {
-                    self.events.push(event);
-                    seen();
-                }
-                Some(Err(_)) => return,
-                None => break self.ended = true,
-            }
-        }
-    }
-
-    /// It was given all that is in the journal, each event once and in order, and nothing that is not.
-    fn saw(&self, journal: &[Event]) {
-        assert_eq!(ids(&self.events), ids(journal), "{}: seen, and in the journal", self.path);
-        assert!(self.events == journal, "{}: other events under the same ids", self.path);
-    }
-
-    /// The run from its beginning, after which there is nothing more.
-    async fn replay(&self, host: &Started) -> Vec<Event> {
-        let run = self.run.as_deref().expect("the client was answered");
-        let events = host.resume(&self.path, &format!("{run}-0")).await.rest().await;
-        let after = host.resume(&self.path, &format!("{run}-{}", events.len())).await;
-        assert_eq!(after.status, StatusCode::NO_CONTENT, "{}: the run is over", self.path);
-        events
-    }
 }
 
 #[tokio::test]

@@ -199,3 +199,67 @@ async fn a_program_whose_disk_is_full_ends_with_a_message_and_keeps_what_it_has_
         assert!(event.data.starts_with(&format!("{n}.")));
     }
 }
+
+/// The program itself, on a disk that is full for a while.
+#[tokio::test]
+async fn a_program_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
+    const EVENTS: u64 = 400;
+    let small = "mount -t tmpfs -o size=16m tmpfs $DATA; ln -s $CODE $DATA/cache";
+    let Some(host) = TestHost::serving(&["probe"]).mounting(small) else { return };
+    let host = host.start();
+    let mut stream =
+        host.stream(&format!("probe/demo/emit?count={EVENTS}&size=10000&delay=1")).await;
+    let mut events = vec![stream.next().await.unwrap()];
+    // The mount is seen through the process that is in it.
+    let seen = format!("/proc/{}/root{}/ballast", host.pid(), host.how().data().display());
+    let mut ballast = std::fs::File::create(&seen).unwrap();
+    while std::io::Write::write_all(&mut ballast, &[0; 4096]).is_ok() {}
+
+    let said = host.logged(|line| line.contains("cannot commit and tries again")).await;
+    assert!(said.contains("No space left on device"), "{said}");
+    let ready = host.admin(Method::GET, "/readyz").await;
+    assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let why = ready.text().await.unwrap();
+    assert!(why.contains("No space left on device"), "{why}");
+    let refused = host.request(Method::PUT, "probe/other/state").json(&json!(1)).send().await;
+    assert_eq!(problem(refused.unwrap()).await, "503 journal-unavailable host");
+
+    std::fs::remove_file(&seen).unwrap();
+    drop(ballast);
+    events.extend(stream.rest().await);
+    let numbers =
+        events.iter().map(|event| event.data.trim_end_matches('.').parse::<u64>().unwrap());
+    assert!(numbers.eq(1..=EVENTS), "an event is missing");
+    let written = host.request(Method::PUT, "probe/other/state").json(&json!(1)).send().await;
+    assert_eq!(written.unwrap().status(), StatusCode::OK);
+    let (status, _) = host.terminate();
+    assert_eq!(status.code(), Some(0));
+}
+
+/// Connections beyond the files that the process may have open wait in the kernel's queue; who is connected goes on.
+#[tokio::test]
+async fn a_program_without_a_file_descriptor_left_says_so_and_goes_on_when_there_is_one() {
+    const EVENTS: u64 = 300;
+    const FILES: usize = 96;
+    let host = TestHost::serving(&["probe"]).after(&format!("ulimit -n {FILES}")).start();
+    // A connection that stays, for the figures.
+    let live = host.metrics().await["live_runs"];
+    assert_eq!(live, 0);
+    let stream = host.stream(&format!("probe/demo/emit?count={EVENTS}&delay=5")).await;
+    let mut idle = Vec::new();
+    for _ in 0..FILES {
+        let mut connection = Connection::to(&host.url).await;
+        connection.send("GET /agents/probe/").await;
+        idle.push(connection);
+    }
+    let said = host.logged(|line| line.contains("cannot accept a connection")).await;
+    assert!(said.contains("Too many open files"), "{said}");
+    let events = stream.rest().await;
+    let numbers =
+        events.iter().map(|event| event.data.trim_end_matches('.').parse::<u64>().unwrap());
+    assert!(numbers.eq(1..=EVENTS), "an event is missing");
+    drop(idle);
+    assert_eq!(host.get("probe/other/count?count=3").await.status(), StatusCode::OK);
+    let (status, _) = host.terminate();
+    assert_eq!(status.code(), Some(0));
+}

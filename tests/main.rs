@@ -31,6 +31,7 @@ mod memory;
 mod floors;
 mod work;
 mod crash;
+mod soak;
 mod reconnect;
 mod shutdown;
 mod watch;

@@ -126,11 +126,31 @@ async fn a_damaged_or_foreign_journal_is_refused_and_the_host_says_which() {
         refuses(bytes, expected);
         assert!(fs::read(&file).unwrap() == bytes, "the file was changed");
     }
+    refuses(b"", "is not a journal: it is empty\n");
     // What the database keeps for itself changes when one is opened.
     refuses(&foreign, "is not a journal\n");
     refuses(&newer, "is a journal of format 6, and this version reads formats 3 to 5\n");
     fs::write(&file, journal).unwrap();
     assert_eq!(host.start().json("probe/one/state").await, 50, "the right one is taken");
+}
+
+#[test]
+fn what_is_no_place_for_data_is_refused_and_the_host_says_why() {
+    let host = TestHost::serving(&[]);
+    fs::create_dir_all(host.journal()).unwrap();
+    let (status, said) = host.refuses();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let expected = format!("bureau: {} cannot be opened: ", host.journal().display());
+    assert!(said.contains(&expected) && said.contains("Is a directory"), "{said}");
+    fs::remove_dir(host.journal()).unwrap();
+
+    let read_only = "mount --bind $DATA $DATA; mount -o remount,bind,ro $DATA";
+    let Some(host) = host.mounting(read_only) else { return };
+    let (status, said) = host.refuses();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let data = host.data();
+    let expected = format!("bureau: cannot make {} a directory of our own: ", data.display());
+    assert!(said.contains(&expected) && said.contains("Read-only"), "{said}");
 }
 
 /// Waits until nobody accepts connections any more, while the host is still there.

@@ -4,8 +4,8 @@
 //! part may die without the host noticing.
 //!
 //! **Mechanism.** [`Host::open`] opens the journal and makes the engine; [`Host::load`] has serve what was deployed before;
-//! [`Host::deploy`] lets a module serve and takes up what its agent left unfinished; [`Host::serve`] answers until it is told to end or the
-//! journal gives up, then drains, forces, and closes the journal last.
+//! [`Host::deploy`] lets a module serve and takes up what its agent left unfinished; [`Host::serve`] answers until it is told to end, the
+//! journal gives up or a part is [lost](Shutdown::lost), then drains, forces, and closes the journal last.
 //!
 //! **Limits** are those of the [`Config`]. **Cost.** Opening reads the journal's unfinished runs.
 
@@ -16,7 +16,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 
-use crate::agent::{API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions};
+use crate::agent::{
+    self, API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions,
+};
 use crate::config::Config;
 use crate::http::admin::{Admin, Readiness};
 use crate::http::api::{Api, Keys};
@@ -24,9 +26,13 @@ use crate::http::connections::Connections;
 use crate::http::server;
 use crate::http::tls::Tls;
 use crate::id::AgentName;
-use crate::journal::{self, Backend, Health, Journal, Unfinished};
+use crate::journal::{self, Backend, Health, Journal, Report, StoreError, Unfinished};
 use crate::shutdown::Shutdown;
 use crate::wasm::{Engine, Feed};
+
+/// In the data directory: the journal, and what was deployed.
+const JOURNAL: &str = "journal.redb";
+const MODULES: &str = "modules";
 
 /// A host that is open and may be serving. Clones are the same host.
 #[derive(Clone)]
@@ -57,7 +63,7 @@ impl Host {
         let tls = config.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let cache = config.data.join("cache");
         make_private(&cache)?;
-        let modules = config.data.join("modules");
+        let modules = config.data.join(MODULES);
         make_private(&modules)?;
         let config = Arc::new(config);
         let engine = Arc::new(Engine::new(config.instances.live, config.largest_memory(), cache)?);
@@ -132,12 +138,12 @@ impl Host {
         let service = move |request| admin.clone().answer(request);
         let (limits, shutdown) = (self.api.config.http.clone(), self.api.shutdown.clone());
         let connections = Connections::new(&limits);
-        tokio::spawn(async move {
-            server::serve(listener, service, &limits, connections, None, shutdown).await
+        self.api.shutdown.supervise("the server of the admin address", async move {
+            server::serve(listener, service, &limits, connections, None, shutdown).await;
         });
     }
 
-    /// Answers on the public address until `stop` comes, then ends: runs and replies under way may take the
+    /// Answers on the public address until `stop` comes, the journal gives up or a part of the host is lost, then ends: runs and replies under way may take the
     /// configured grace, event streams end at once and say when to come back, and the journal is closed last.
     pub async fn serve(
         &self,
@@ -147,21 +153,21 @@ impl Host {
         let Api { config, journal, connections, shutdown, directory, .. } = &*self.api;
         let api = self.api.clone();
         let service = move |request| api.clone().answer(request);
-        let public = server::serve(
-            listener,
-            service,
-            &config.http,
-            connections.clone(),
-            self.tls.clone(),
-            shutdown.clone(),
-        );
-        let renewed = async {
-            match &self.tls {
-                Some(tls) => tls.follow().await,
-                None => std::future::pending().await,
+        let serving = {
+            let (limits, shutdown) = (config.http.clone(), shutdown.clone());
+            let (connections, tls) = (connections.clone(), self.tls.clone());
+            async move {
+                server::serve(listener, service, &limits, connections, tls, shutdown).await;
             }
         };
-        let sweeper = tokio::spawn(directory.clone().sweep());
+        shutdown.supervise("the server of the public address", serving);
+        if let Some(tls) = self.tls.clone() {
+            shutdown.supervise("the watcher of certificates", async move {
+                match tls.follow().await {}
+            });
+        }
+        shutdown.supervise("the sweeper of instances", directory.clone().sweep());
+        shutdown.supervise("the clock of guests", self.registry().engine().clock());
         let mut health = journal.health();
         let died = async {
             let dead = health.wait_for(|health| matches!(health, Health::Dead(_))).await;
@@ -169,11 +175,9 @@ impl Host {
             dead.ok().map(|health| health.clone())
         };
         let served = tokio::select! {
-            () = public => Ok(()),
-            never = renewed => match never {},
             () = stop => Ok(()),
             Some(Health::Dead(why)) = died => Err(anyhow::anyhow!("the journal gave up: {why}")),
-            ended = sweeper => ended.context("the instance sweeper ended"),
+            loss = shutdown.lost() => Err(loss.into()),
         };
         directory.drain();
         // What can no longer be made durable has nothing to wait for.
@@ -184,8 +188,15 @@ impl Host {
     }
 }
 
+/// Says what is in a data directory that no host has open, and what is wrong with it. Nothing changes.
+pub fn check(data: &Path) -> Result<Report, StoreError> {
+    let mut report = journal::check(&data.join(JOURNAL))?;
+    agent::check_modules(&data.join(MODULES), &mut report);
+    Ok(report)
+}
+
 fn journal_options(config: &Config) -> journal::Options {
-    journal::Options { file: config.data.join("journal.redb"), limits: config.journal.clone() }
+    journal::Options { file: config.data.join(JOURNAL), limits: config.journal.clone() }
 }
 
 /// Makes a directory that only its owner can enter: it holds everyone's data, and code that is trusted.
@@ -197,4 +208,28 @@ fn make_private(directory: &Path) -> anyhow::Result<()> {
         std::io::Result::Ok(())
     };
     made().with_context(|| format!("cannot make {} a directory of our own", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::Overrides;
+
+    #[tokio::test]
+    async fn a_host_that_loses_a_part_ends_and_says_which() {
+        let directory = tempfile::tempdir().unwrap();
+        let overrides = Overrides { data: Some(directory.path().into()), ..Overrides::default() };
+        let mut config = Config::load(None, overrides).unwrap();
+        Arc::make_mut(&mut config.instances).live = 8;
+        let host = Host::open(config).unwrap();
+        let listener = server::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let serving = host.serve(listener, std::future::pending());
+        host.api.shutdown.supervise("a part", async { panic!("a mistake") });
+        let error = serving.await.unwrap_err().to_string();
+        assert_eq!(error, "a part panicked, without which the host is not whole");
+        let report = check(directory.path()).unwrap();
+        assert!(report.is_consistent(), "the journal was closed: {report:?}");
+    }
 }

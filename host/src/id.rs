@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
@@ -109,9 +111,17 @@ impl fmt::Display for InstanceKey {
 pub struct RunId(Ulid);
 
 impl RunId {
-    /// A new id, unlike any other.
+    /// A new id, unlike any other. It does not sort before one that this process has made in an earlier millisecond, also when the
+    /// clock was set back since.
     pub fn generate() -> Self {
-        Self(Ulid::generate())
+        static LATEST: AtomicU64 = AtomicU64::new(0);
+        Self::generate_at(SystemTime::now(), &LATEST)
+    }
+
+    fn generate_at(clock: SystemTime, latest: &AtomicU64) -> Self {
+        let now = Ulid::from_datetime(clock).timestamp_ms();
+        let begun = latest.fetch_max(now, Ordering::Relaxed).max(now);
+        Self(Ulid::from_parts(begun, Ulid::generate().random()))
     }
 
     /// The id as a number, which sorts as the id does.
@@ -124,7 +134,7 @@ impl RunId {
         Self(Ulid(number))
     }
 
-    /// When the run began, in milliseconds since 1970.
+    /// When the run began, in milliseconds since 1970, as far as the clock was not set back since the host started.
     pub fn timestamp_ms(self) -> u64 {
         self.0.timestamp_ms()
     }
@@ -299,6 +309,9 @@ impl fmt::Debug for Digest {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -353,6 +366,18 @@ mod tests {
                 prop_assert_eq!(digest.to_string(), text);
             }
         }
+    }
+
+    #[test]
+    fn run_ids_keep_their_order_and_differ_when_the_clock_is_set_back() {
+        let latest = AtomicU64::new(0);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        let clocks = [at(10), at(20), at(5), at(0), before, at(20), at(21)];
+        let ids = clocks.map(|clock| RunId::generate_at(clock, &latest));
+        let times = ids.map(|id| id.timestamp_ms() / 1000);
+        assert_eq!(times, [10, 20, 20, 20, 20, 20, 21]);
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
     }
 
     #[test]

@@ -1,15 +1,19 @@
-//! How the host ends: first it drains, then it is forced.
+//! How the host ends: first it drains, then it is forced; or a part of it ends that must not.
 //!
 //! Two stages and a task tracker, cloned into whatever serves. When `drain` begins nothing new is taken on,
 //! replies under way are finished and event streams end with a hint to come back; after a grace, `force` ends
 //! what is left. A task that has something to lose runs on the tracker, so that the host waits for it. Every
 //! connection and stream waits for a stage beside all else it does, so a wait costs one load each time it is polled.
+//!
+//! What works in the background is supervised: whoever starts it says what it is, and its end is noticed by a guard that it holds,
+//! so that a panic is too. A part that ends before the drain, or a chore that panics, is a [loss](Shutdown::lost), on which the host ends and says
+//! why: one that goes on without it would look alive and not be.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -27,6 +31,25 @@ pub struct Shutdown {
     pub force: Stage,
     /// The tasks to wait for.
     pub tasks: TaskTracker,
+    lost: Stage,
+    loss: Arc<OnceLock<Loss>>,
+}
+
+/// A part of the host has ended though the host has not.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{part} {}, without which the host is not whole", if *.panicked { "panicked" } else { "ended" })]
+pub struct Loss {
+    part: &'static str,
+    panicked: bool,
+}
+
+/// Notices the end of what holds it.
+#[derive(Debug)]
+struct Guard {
+    part: &'static str,
+    /// Whether it may end, as long as it does not panic.
+    may_end: bool,
+    shutdown: Shutdown,
 }
 
 /// A stage that begins once. Clones are the same stage.
@@ -91,6 +114,49 @@ impl Shutdown {
         self.force.begin();
         finished
     }
+
+    /// Runs a part of the host that is there for as long as the host is.
+    pub fn supervise(&self, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(part, false, work);
+    }
+
+    /// Runs a chore of the host, which ends when it is done.
+    pub fn attend(&self, chore: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(chore, true, work);
+    }
+
+    fn spawn(
+        &self,
+        part: &'static str,
+        may_end: bool,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let guard = Guard { part, may_end, shutdown: self.clone() };
+        tokio::spawn(async move {
+            let _guard = guard;
+            work.await;
+        });
+    }
+
+    /// Waits until a part of the host is lost.
+    pub async fn lost(&self) -> Loss {
+        self.lost.begun().await;
+        self.loss.get().expect("it is set before the stage begins").clone()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let panicked = std::thread::panicking();
+        let expected = self.may_end || self.shutdown.drain.has_begun();
+        if panicked || !expected {
+            let loss = Loss { part: self.part, panicked };
+            tracing::error!("{loss}");
+            // The first one tells.
+            let _ = self.shutdown.loss.set(loss);
+            self.shutdown.lost.begin();
+        }
+    }
 }
 
 /// Waits until the process is told to end, by SIGTERM or ctrl-c.
@@ -135,5 +201,38 @@ mod tests {
         let shutdown = Shutdown::default();
         shutdown.tasks.spawn(shutdown.drain.begun());
         assert!(shutdown.run_down(Duration::from_secs(3600)).await);
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_or_panics_is_lost_and_a_chore_only_if_it_panics() {
+        let panics = || async { panic!("a mistake") };
+        for (may_end, said) in [
+            (false, "a part ended, without which the host is not whole"),
+            (false, "a part panicked, without which the host is not whole"),
+            (true, "a chore panicked, without which the host is not whole"),
+        ] {
+            let shutdown = Shutdown::default();
+            shutdown.attend("a chore that is done", async {});
+            match (may_end, said.contains("panicked")) {
+                (true, _) => shutdown.attend("a chore", panics()),
+                (false, true) => shutdown.supervise("a part", panics()),
+                (false, false) => shutdown.supervise("a part", async {}),
+            }
+            assert_eq!(shutdown.lost().await.to_string(), said);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_with_the_host_is_not_lost() {
+        let shutdown = Shutdown::default();
+        let (held, gone) = tokio::sync::oneshot::channel::<()>();
+        let drain = shutdown.drain.begun();
+        shutdown.supervise("a part", async move {
+            drain.await;
+            drop(held);
+        });
+        shutdown.run_down(Duration::ZERO).await;
+        assert!(gone.await.is_err());
+        assert!(shutdown.loss.get().is_none());
     }
 }

@@ -8,6 +8,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use super::stream::Stream;
 
 /// What a test asks a host by.
+#[derive(Clone)]
 pub struct Client {
     /// Where the host serves agents, `http://127.0.0.1:PORT`.
     pub url: String,

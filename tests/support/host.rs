@@ -77,6 +77,23 @@ impl TestHost {
         self
     }
 
+    /// Runs the program among mounts of its own: these shell commands make them, for which `$DATA` is the data directory and `$CODE` that of
+    /// compiled code. None where users may not mount.
+    pub fn mounting(self, commands: &str) -> Option<Self> {
+        let (data, code) = (self.data(), target().join("test-cache"));
+        std::fs::create_dir_all(&data).unwrap();
+        let mut trial = Command::new("unshare");
+        trial.args(["-rm", "mount", "-t", "tmpfs", "tmpfs"]).arg(&data);
+        if !trial.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+            eprintln!("not tested, as nothing can be mounted here: {commands}");
+            return None;
+        }
+        let variables = format!("export DATA='{}' CODE='{}'", data.display(), code.display());
+        let apart =
+            format!("exec unshare -rm sh -ec '{commands}\nexec \"$0\" \"$@\"' \"$0\" \"$@\"");
+        Some(self.after(&format!("{variables}\n{apart}")))
+    }
+
     /// Serves one more component, under its file's name.
     pub fn component(mut self, file: &Path) -> Self {
         self.components.push(file.to_owned());
@@ -150,6 +167,15 @@ impl TestHost {
         program.env("RUST_LOG", &self.log);
         program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         program
+    }
+
+    /// Checks the data as an operator would, while no host has it.
+    pub fn assert_consistent(&self) {
+        let mut check = Command::new(env!("CARGO_BIN_EXE_bureau"));
+        let Output { status, stdout, stderr } =
+            check.arg("check").arg("--data").arg(self.data()).output().unwrap();
+        let said = [stdout, stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        assert!(status.success(), "{status}: {}", said.join("\n"));
     }
 
     /// Starts the program, which refuses to: how it ends, and what it says on standard error.

@@ -4,6 +4,7 @@ mod allocations;
 mod client;
 mod disk;
 pub mod frames;
+mod follower;
 mod guests;
 mod host;
 mod http;
@@ -13,7 +14,9 @@ mod stream;
 mod upstream;
 
 pub use self::allocations::allocations;
+pub use self::client::Client;
 pub use self::disk::{Change, Disk, Fault, Image, Kind};
+pub use self::follower::{Follower, ids};
 pub use self::guests::{another_module, guest, module, target};
 pub use self::host::{Started, TestHost};
 pub use self::http::{Connection, header, problem};

@@ -128,9 +128,7 @@ impl Deployments {
     }
 
     fn take_up(&self, deployed: Arc<Deployed>) {
-        let resumptions = self.resumptions.clone();
-        // Not on the tracker: what waits for its turn to resume must not hold up the host's end.
-        tokio::spawn(async move { resumptions.take_up(deployed).await });
+        self.resumptions.clone().take_up(deployed);
     }
 }
 

@@ -328,6 +328,15 @@ impl Directory {
         Some(hold)
     }
 
+    /// Runs a chore of an instance beside it.
+    pub(super) fn attend(
+        &self,
+        chore: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.0.shutdown.attend(chore, work);
+    }
+
     /// Retires an idle instance because the pool is full. Whether any store is, or was already, on its way out.
     pub(super) fn make_room(&self) -> bool {
         let mut live = self.live();

@@ -89,7 +89,7 @@ impl Actor {
                 tracing::info!(instance = %key, run = %run.id(), "an interrupted run goes on");
                 if let Some(call) = call_again(run) {
                     let directory = self.directory.clone();
-                    tokio::spawn(insist(directory, key.clone(), call, Duration::ZERO));
+                    insist(directory, key.clone(), call, Duration::ZERO);
                 }
             }
             return Err(Fault::Interrupted);
@@ -165,11 +165,11 @@ impl Actor {
                 | Fault::InstanceBusy { .. },
             ) => {
                 let key = self.session.ledger().key().clone();
-                tokio::spawn(insist(self.directory.clone(), key, call, RETRY));
+                insist(self.directory.clone(), key, call, RETRY);
             }
             (Entry::Resume(_), Fault::MigrationFailed) => {
                 let key = self.session.ledger().key().clone();
-                tokio::spawn(insist(self.directory.clone(), key, call, MIGRATION_RETRY));
+                insist(self.directory.clone(), key, call, MIGRATION_RETRY);
             }
             _ => {
                 self.session.begin(&call.run);

@@ -16,5 +16,6 @@ mod trial;
 
 pub use self::deployments::{Deployments, FileError};
 pub use self::directory::{Directory, LiveInstance, LiveRun, Refused, Sent};
+pub use self::modules::check_modules;
 pub use self::registry::{API, DeployError, Deployed, Deployment, Failed, Registry};
 pub use self::resume::{Resumptions, keep, keeps_reply, prefers_async};

@@ -8,16 +8,31 @@
 //!
 //! **Limits.** As many as deployments are kept. **Cost.** A write and two syncs for a module that is not there yet.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::id::Digest;
+use crate::journal::Report;
 
 /// A directory of modules.
 pub(super) struct Modules {
     directory: PathBuf,
+}
+
+/// Notes which deployments have no module, or another one, in this directory.
+pub fn check_modules(directory: &Path, report: &mut Report) {
+    let modules = Modules::new(directory.to_owned());
+    let mut faults = HashMap::new();
+    for deployment in report.deployments.clone() {
+        let Some(digest) = deployment.module else { continue };
+        let fault = faults.entry(digest).or_insert_with(|| modules.fault(digest));
+        if let Some(fault) = fault {
+            let key = format!("{} {}", deployment.agent, deployment.generation);
+            report.violation("deployments", key, fault.clone());
+        }
+    }
 }
 
 const EXTENSION: &str = "wasm";
@@ -50,6 +65,15 @@ impl Modules {
     /// The bytes of a module, as they are.
     pub(super) fn get(&self, digest: Digest) -> io::Result<Vec<u8>> {
         fs::read(self.file(digest))
+    }
+
+    /// What is wrong with the file of a module, if something is.
+    fn fault(&self, digest: Digest) -> Option<String> {
+        match self.get(digest) {
+            Ok(bytes) if Digest::of(&bytes) == digest => None,
+            Ok(_) => Some(format!("the file of module {digest} has other bytes")),
+            Err(error) => Some(format!("the file of module {digest} cannot be read: {error}")),
+        }
     }
 
     /// Lets go of all modules but these, and returns those that went.

@@ -60,8 +60,16 @@ impl Resumptions {
         Self { journal, registry, directory, waiting: Mutex::new(waiting), at_once }
     }
 
-    /// Takes up the waiting runs of an agent that is served now.
-    pub async fn take_up(&self, deployed: Arc<Deployed>) {
+    /// Takes up the waiting runs of an agent that is served now. Not on the tracker: what waits for its turn to resume must not hold up
+    /// the host's end.
+    pub fn take_up(self: Arc<Self>, deployed: Arc<Deployed>) {
+        let directory = self.directory.clone();
+        directory.attend("the taking up of interrupted runs", async move {
+            self.take_up_all(deployed).await;
+        });
+    }
+
+    async fn take_up_all(&self, deployed: Arc<Deployed>) {
         let runs: Vec<_> = {
             let ours =
                 |unfinished: &mut Unfinished| *unfinished.record.instance.agent() == deployed.agent;
@@ -137,8 +145,8 @@ impl Resumptions {
             ..Origin::default()
         };
         let Some(call) = call_again(Run::again(tail, origin)) else { return };
-        tokio::spawn(insist(self.directory.clone(), record.instance, call, Duration::ZERO));
-        tokio::spawn(async move {
+        insist(self.directory.clone(), record.instance, call, Duration::ZERO);
+        self.directory.attend("the place of a resumption", async move {
             // Either way its place is free.
             drop(tokio::time::timeout(PLACE, gone).await);
             drop(permit);
@@ -165,7 +173,12 @@ pub(super) fn call_again(run: Run) -> Option<Call> {
 
 /// Hands a resumption to its instance after a pause, on the module that serves it then, again and again until it is taken or the host ends.
 /// While the agent is not served it waits.
-pub(super) async fn insist(
+pub(super) fn insist(directory: Directory, instance: InstanceKey, call: Call, pause: Duration) {
+    let insisting = insist_until_taken(directory.clone(), instance, call, pause);
+    directory.attend("a resumption", insisting);
+}
+
+async fn insist_until_taken(
     directory: Directory,
     instance: InstanceKey,
     mut call: Call,

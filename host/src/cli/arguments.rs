@@ -92,6 +92,15 @@ pub enum Action {
         #[command(flatten)]
         form: Form,
     },
+    /// Say what is in a data directory and whether it is consistent.
+    #[command(after_help = AFTER_CHECK)]
+    Check {
+        /// The data directory of a host that is down, or a copy of one.
+        #[arg(long, value_name = "DIR", default_value = ".bureau")]
+        data: PathBuf,
+        #[command(flatten)]
+        form: Form,
+    },
     /// Deploy a component to a running host: requests that come from now on run on it.
     #[command(after_help = AFTER_DEPLOY)]
     Deploy {
@@ -373,6 +382,14 @@ Examples:
   bureau inspect chat.wasm --config bureau.toml --agent chat
 
 It needs no host. Without a configuration, nothing is granted. The exit status is 1 when a host would refuse the component.";
+
+const AFTER_CHECK: &str = "\
+Examples:
+  bureau check
+  bureau check --data /var/lib/bureau --json
+
+It needs no host and changes nothing; it is refused while a host has the directory open. A copy is checked with journal.redb,
+journal.log and modules/ in one directory. The exit status is 1 when something is wrong, and each thing that is has a line.";
 
 const AFTER_DEPLOY: &str = "\
 Examples:

@@ -16,6 +16,7 @@ pub mod arguments;
 mod client;
 mod output;
 mod build;
+mod check;
 mod deploy;
 mod follow;
 mod inspect;
@@ -37,6 +38,7 @@ pub async fn run(action: Action) -> anyhow::Result<()> {
             new::new(&name, path, sdk.as_deref(), &Output::new(form))
         }
         Action::Build { paths, form } => build::build(&paths, &Output::new(form)).await,
+        Action::Check { data, form } => check::check(&data, &Output::new(form)),
         Action::Inspect { file, agent, config, form } => {
             let agent = config.as_deref().zip(agent.as_ref());
             inspect::inspect(&file, agent, &Output::new(form))

@@ -334,6 +334,11 @@ impl<'a> Segment<'a> {
         self.flags & HAS_ID != 0
     }
 
+    /// Whether nothing follows what was read.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     fn event(&mut self) -> Result<Stored<'a>, Damaged> {
         let stored = Stored::take(self.next, &mut self.rest)?;
         self.next = Seq(stored.seq.0.checked_add(1).ok_or(Damaged)?);

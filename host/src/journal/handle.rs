@@ -4,7 +4,7 @@
 //! tails of the runs that go on, and the journal's health. Reads of state and storage are short and
 //! synchronous: one transaction, closed before they return.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -47,6 +47,7 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) page_bytes: usize,
     pub(super) patience: Duration,
+    pub(super) settler_panicked: AtomicBool,
 }
 
 /// What [`Stats`] counts.
@@ -117,6 +118,7 @@ impl Journal {
             limits,
             page_bytes: options.limits.page_bytes,
             patience: options.limits.patience,
+            settler_panicked: AtomicBool::new(false),
         });
         // One word is enough for a settler that has not listened yet.
         let (tell, told) = mpsc::sync_channel(1);

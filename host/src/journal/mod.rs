@@ -25,6 +25,7 @@
 mod codec;
 mod follower;
 mod handle;
+mod horizon;
 mod live;
 mod reader;
 mod redb;
@@ -55,7 +56,7 @@ pub use self::handle::{Journal, Unfinished};
 pub use self::reader::{Page, Reader, Step};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::redb::fuzz_log;
-pub use self::redb::{Backend, JournalFile, StorageBackend};
+pub use self::redb::{Backend, Counts, JournalFile, Report, StorageBackend, Violation, check};
 pub use self::tail::Tail;
 pub use self::writer::{Lane, Ticket};
 

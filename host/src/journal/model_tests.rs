@@ -253,6 +253,7 @@ impl Pair {
                 ids.retain(|_, (of, _)| *of != run.tail.run());
             }
         }
+        assert_consistent(&self.disk);
         let (journal, unfinished) = Journal::open_on(self.disk.backend(), options()).unwrap();
         self.lanes = INSTANCES.map(|name| journal.lane(instance(name))).into();
         self.journal = journal;

@@ -47,20 +47,23 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use ::redb::{Database, Error, ReadTransaction, ReadableDatabase, ReadableTable};
 use bytes::Bytes;
 
 use super::codec::{Damaged, Op, Segment, decode_deployment, encode_batch};
+use super::horizon::Horizon;
 use super::{
     Committed, DeploymentRecord, Event, Keyed, Options, Pair, RUNS_LOOKED_AT, RunPage, RunRecord,
     Store, StoreError, Submitted, Tended, lock,
 };
 use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
+mod check;
 mod log;
 mod open;
+mod overlay;
 mod recent;
 mod tables;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -70,6 +73,9 @@ pub(super) mod tests;
 
 pub use ::redb::StorageBackend;
 
+#[cfg(test)]
+pub(super) use self::check::check_on;
+pub use self::check::{Counts, Report, Violation, check};
 pub use self::open::{Backend, JournalFile};
 
 use self::log::Log;
@@ -89,6 +95,8 @@ pub(super) struct RedbStore {
     /// What a half of the log holds.
     half: usize,
     retention: Retention,
+    horizon: Mutex<Horizon>,
+    began: Instant,
     /// Locked for reading by each transaction for as long as it lasts, and for writing to exchange what has
     /// failed. None while there is none.
     opened: RwLock<Option<Opened>>,
@@ -163,6 +171,8 @@ impl RedbStore {
             cache_bytes: limits.cache_bytes,
             half: limits.log_bytes / 2 / log::PAGE * log::PAGE,
             retention: Retention { age: limits.retain_for, bytes: limits.retain_bytes },
+            horizon: Mutex::new(Horizon::new(limits.retain_for)),
+            began: Instant::now(),
             opened: RwLock::new(None),
         };
         let opened = store.open_files(true)?;
@@ -195,6 +205,7 @@ impl RedbStore {
     }
 
     fn settle_and_trim(&self, opened: &Opened, now: SystemTime) -> Result<Tended, Error> {
+        let now = lock(&self.horizon).look(now, self.began.elapsed());
         let layer = opened.recent().settling().cloned();
         let is_due = || opened.trim_ms.load(Ordering::Relaxed) <= millis(now);
         if layer.is_none() && !is_due() {

@@ -23,6 +23,8 @@ struct State {
     durable: Image,
     log: Option<Vec<Edit>>,
     faults: Option<Faults>,
+    /// The file whose next change panics.
+    panics: Option<JournalFile>,
     /// A store has the file open, and no other may.
     held: [bool; 2],
 }
@@ -124,12 +126,20 @@ impl Disk {
         lock(&self.0).faults = Some(Faults { grace, times });
     }
 
+    /// Has the next change of this file panic.
+    pub(super) fn panic(&self, file: JournalFile) {
+        lock(&self.0).panics = Some(file);
+    }
+
     pub(super) fn heal(&self) {
         lock(&self.0).faults = None;
     }
 
     fn change(&self, op: Edit) -> io::Result<()> {
         let mut state = lock(&self.0);
+        if state.panics.take_if(|file| *file as usize == op.file).is_some() {
+            panic!("a mistake");
+        }
         match &mut state.faults {
             Some(Faults { grace: 0, times: 0 }) | None => {}
             Some(Faults { grace: 0, times }) => {
@@ -316,6 +326,12 @@ pub(super) fn tend(store: &RedbStore, now: SystemTime) -> u64 {
             return trimmed;
         }
     }
+}
+
+/// Asserts that what is on the disk is consistent, as after a crash that loses all that is not synced.
+pub(super) fn assert_consistent(disk: &Disk) {
+    let report = super::redb::check_on(&Disk::of(disk.durable()).backend(), "test.redb".as_ref());
+    assert_eq!(report.unwrap().violations, []);
 }
 
 /// Makes a run of so many events, ended, and returns its id.

@@ -521,6 +521,23 @@ async fn retention_by_age_goes_on_when_no_run_ends() {
 }
 
 #[tokio::test]
+async fn a_clock_that_jumps_ahead_deletes_nothing_unless_it_stays_there() {
+    let year = Duration::from_secs(365 * 24 * 60 * 60);
+    let options = within(JournalLimits { retain_for: year, ..limits() });
+    let (store, _) = RedbStore::open(Disk::default().backend(), &options).unwrap();
+    let elsewhere = open(&Disk::default(), options);
+    let lane = elsewhere.lane(instance("a"));
+    let tail = elsewhere.tail(lane.instance(), RunId::generate());
+    let turn = Turn(vec![start(&tail), end(&tail)]);
+    let now = SystemTime::now();
+    store.commit(&[Submitted { lane, number: 1, turn }], now).unwrap();
+    assert_eq!(tend(&store, now), 0);
+    assert_eq!(tend(&store, now + 4 * year), 0);
+    assert_eq!(tend(&store, now), 0);
+    assert!(store.run(tail.run()).unwrap().is_some());
+}
+
+#[tokio::test]
 async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
     let options = within(JournalLimits { retain_bytes: 2000, ..limits() });
     let disk = Disk::default();

@@ -24,6 +24,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -268,6 +269,7 @@ struct SettlerDeparture<'a>(&'a Shared);
 impl Drop for SettlerDeparture<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
+            self.0.settler_panicked.store(true, Ordering::Release);
             self.0.queue.close();
         }
     }
@@ -366,10 +368,18 @@ impl Drop for Departure<'_> {
     fn drop(&mut self) {
         self.shared.queue.close();
         lock(&self.shared.queue.inner).turns.clear();
-        self.shared.store.close();
+        // After a panic in the midst of a transaction the store may panic again. Everyone is told nonetheless.
+        let closed = catch_unwind(AssertUnwindSafe(|| self.shared.store.close()));
+        if closed.is_err() {
+            tracing::error!("the journal did not close in order");
+        }
         let reason = self.reason.take().unwrap_or_else(|| {
-            let panicked = thread::panicking();
-            if panicked { "its writer panicked" } else { "it is closed" }.into()
+            let settler_panicked = self.shared.settler_panicked.load(Ordering::Acquire);
+            match (thread::panicking(), settler_panicked) {
+                (true, _) => "its writer panicked".into(),
+                (false, true) => "its settler panicked".into(),
+                (false, false) => "it is closed".into(),
+            }
         });
         self.shared.set_health(Health::Dead(reason));
         let mut waiting = Vec::new();

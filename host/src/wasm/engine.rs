@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio::sync::watch;
 use wasmtime::component::Linker;
 use wasmtime::{Config, PoolingAllocationConfig};
 
@@ -62,6 +63,8 @@ pub struct Engine {
     pub(super) compilers: ThreadPool,
     cache: PathBuf,
     modules: Arc<Modules>,
+    /// Closed when the thread is gone that ticks.
+    ticking: watch::Receiver<()>,
 }
 
 /// Figures of the modules that an engine has in memory.
@@ -91,12 +94,19 @@ impl Engine {
             let engine = wasmtime::Engine::new(&configuration(live, memory))?;
             let mut linker = Linker::new(&engine);
             context::link(&mut linker)?;
-            tick(&engine)?;
-            wasmtime::error::Ok((engine, linker, compilers()?))
+            let ticking = tick(&engine)?;
+            wasmtime::error::Ok((engine, linker, ticking, compilers()?))
         };
-        let (engine, linker, compilers) =
+        let (engine, linker, ticking, compilers) =
             set_up().map_err(|cause| EngineError { live, memory, cause })?;
-        Ok(Self { engine, linker, compilers, cache, modules: Arc::default() })
+        Ok(Self { engine, linker, compilers, cache, modules: Arc::default(), ticking })
+    }
+
+    /// Waits for the end of the clock by which guests give way, which goes on for as long as the engine is there.
+    pub fn clock(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ticking = self.ticking.clone();
+        // It never changes.
+        async move { while ticking.changed().await.is_ok() {} }
     }
 
     /// The modules in memory.
@@ -162,14 +172,16 @@ fn give_way() {
 #[cfg(not(target_os = "linux"))]
 fn give_way() {}
 
-fn tick(engine: &wasmtime::Engine) -> wasmtime::Result<()> {
+fn tick(engine: &wasmtime::Engine) -> wasmtime::Result<watch::Receiver<()>> {
     let engine = engine.weak();
+    let (held, ticking) = watch::channel(());
     std::thread::Builder::new().name("epoch".into()).spawn(move || {
+        let _held = held;
         while let Some(engine) = engine.upgrade() {
             engine.increment_epoch();
             drop(engine);
             std::thread::sleep(TICK);
         }
     })?;
-    Ok(())
+    Ok(ticking)
 }

@@ -122,6 +122,31 @@ impl Log {
         Ok(())
     }
 
+    /// A record of the same epoch beyond this one, of which [`Self::replay`] came to none: each is synced before the next one
+    /// is written, so there is one only where one before it was lost.
+    pub(super) fn beyond(&self, place: Place, last: u64) -> io::Result<Option<u64>> {
+        for half in [0, 1] {
+            let begin = PAGE + half * place.half;
+            let end = (begin + place.half).min(self.length);
+            if end <= begin {
+                continue;
+            }
+            let mut bytes = vec![0; end - begin];
+            self.storage.read(begin as u64, &mut bytes)?;
+            for (at, head) in bytes.windows(HEAD).enumerate() {
+                let [.., a, b, c, d, e, f, g, h] = *head else { continue };
+                let number = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+                if head[8..16] == place.epoch.to_le_bytes()
+                    && number > last
+                    && self.record(place.epoch, number, begin + at, end)?.is_some()
+                {
+                    return Ok(Some(number));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// The bytes of the record of this number, if it is here and whole.
     fn record(
         &self,

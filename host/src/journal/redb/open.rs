@@ -12,7 +12,8 @@
 //!   open: format known? -> log of this mark? -> take over, settle the log, new epoch: one commit -> interrupt runs
 //! ```
 //!
-//! **Limits.** Files of this format and of the two before are read. One host has them open at a time.
+//! **Limits.** A log that lost its last records cannot be told from one that never had them; one that lost records before others is refused.
+//! Files of this format and of the two before are read. One host has them open at a time.
 //!
 //! **Cost.** Reading what the log has that was not settled, and one commit.
 
@@ -35,7 +36,7 @@ use super::log::{Foreign, Log, Place};
 use super::recent::Layer;
 use super::tables::{
     FORMAT, META, META_FORMAT, META_LOG_MARK, OLDEST_FORMAT, Tables, damaged, extent, number,
-    record,
+    place, record,
 };
 use super::{Interrupted, Opened, RedbStore, failed};
 use crate::id::{InstanceKey, RunId};
@@ -81,10 +82,10 @@ impl Backend {
             create(file).map_err(|error| explain(file, error))?;
         }
         let (file, log) = (file.clone(), log_of(file));
-        let open = move || OpenOptions::new().read(true).write(true).open(&file);
         Ok(Self {
             tables: Arc::new(move |builder| {
-                builder.create_with_backend(FileBackend::new(open()?)?)
+                let there = there(OpenOptions::new().read(true).write(true), &file)?;
+                builder.create_with_backend(FileBackend::new(there)?)
             }),
             // Only who has the database open has the log open, so that it needs no lock of its own.
             log: Arc::new(move || {
@@ -95,8 +96,18 @@ impl Backend {
     }
 }
 
+/// Opens a database that is there. One is linked into its place whole, so an empty file has lost what it had, and redb would
+/// begin it anew.
+pub(super) fn there(options: &OpenOptions, file: &Path) -> io::Result<File> {
+    let there = options.open(file)?;
+    if there.metadata()?.len() == 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
+    }
+    Ok(there)
+}
+
 /// The log that goes with a database.
-fn log_of(file: &Path) -> PathBuf {
+pub(super) fn log_of(file: &Path) -> PathBuf {
     file.with_extension("log")
 }
 
@@ -143,34 +154,13 @@ impl RedbStore {
     pub(super) fn open_files(&self, may_be_new: bool) -> Result<Opened, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(self.cache_bytes);
-        let database =
-            (self.backend.tables)(&builder).map_err(|error| explain(&self.file, error))?;
-        let (file, log) = (self.file.display(), log_of(&self.file));
-        let log_failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError(format!(
-                "{} is missing; put it back, as it has what was written last to {file}",
-                log.display()
-            )),
-            _ => StoreError(format!("{} cannot be opened: {error}", log.display())),
-        };
-        let mark = self.check_format(&database, may_be_new)?;
-        let storage = (self.backend.log)().map_err(log_failed)?;
-        let mut log = match mark {
-            Some(mark) => Log::open(storage, mark).map_err(log_failed)?.map_err(|Foreign| {
-                let log = log.display();
-                StoreError(format!(
-                    "{log} is not the log of {file}, which has what was written last"
-                ))
-            })?,
-            None => {
-                let mark = RunId::generate().as_u128() as u64;
-                // The log first: who finds tables must find it.
-                let log = Log::create(storage, mark).map_err(log_failed)?;
-                make(&database, mark).map_err(failed)?;
-                log
+        let (database, mut log) = open_both(&self.backend, &self.file, &builder, may_be_new)?;
+        recover(&database, &mut log, self.half).map_err(|error| match error {
+            Error::Corrupted(what) => {
+                StoreError(format!("{} is damaged: {what}", self.file.display()))
             }
-        };
-        self.recover(&database, &mut log).map_err(failed)?;
+            error => failed(error),
+        })?;
         Ok(Opened {
             database,
             log: Mutex::new(log),
@@ -180,53 +170,95 @@ impl RedbStore {
             failure: Mutex::default(),
         })
     }
+}
 
-    /// Refuses what is not a journal of this format or of one that is taken over, and returns the mark of its log; of an
-    /// empty database none, if it may be one.
-    fn check_format(
-        &self,
-        database: &Database,
-        may_be_new: bool,
-    ) -> Result<Option<u64>, StoreError> {
-        let file = self.file.display();
-        let transaction = database.begin_read().map_err(failed)?;
-        let tables = transaction.list_tables().map_err(failed)?.count();
-        if tables == 0 && may_be_new {
-            return Ok(None);
+/// Opens both files as they are; an empty database is made a journal, if it may be one.
+pub(super) fn open_both(
+    backend: &Backend,
+    file: &Path,
+    builder: &Builder,
+    may_be_new: bool,
+) -> Result<(Database, Log), StoreError> {
+    let database = (backend.tables)(builder).map_err(|error| explain(file, error))?;
+    let log = log_of(file);
+    let log_failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => StoreError(format!(
+            "{} is missing; put it back, as it has what was written last to {}",
+            log.display(),
+            file.display()
+        )),
+        _ => StoreError(format!("{} cannot be opened: {error}", log.display())),
+    };
+    let mark = check_format(file, &database, may_be_new)?;
+    let storage = (backend.log)().map_err(log_failed)?;
+    let log = match mark {
+        Some(mark) => Log::open(storage, mark).map_err(log_failed)?.map_err(|Foreign| {
+            let (log, file) = (log.display(), file.display());
+            StoreError(format!("{log} is not the log of {file}, which has what was written last"))
+        })?,
+        None => {
+            let mark = RunId::generate().as_u128() as u64;
+            // The log first: who finds tables must find it.
+            let log = Log::create(storage, mark).map_err(log_failed)?;
+            make(&database, mark).map_err(failed)?;
+            log
         }
-        let meta = transaction
-            .open_table(META)
-            .map_err(|_| StoreError(format!("{file} is not a journal")))?;
-        let format = meta.get(META_FORMAT).map_err(failed)?;
-        match format.map(|format| format.value()) {
-            Some(OLDEST_FORMAT..=FORMAT) => number(&meta, META_LOG_MARK).map(Some).map_err(failed),
-            Some(format) => Err(StoreError(format!(
-                "{file} is a journal of format {format}, and this version reads formats \
-                 {OLDEST_FORMAT} to {FORMAT}"
-            ))),
-            None => Err(StoreError(format!("{file} is not a journal"))),
-        }
-    }
+    };
+    Ok((database, log))
+}
 
-    /// Makes it a journal of this format, settles what only the log has, and begins a new epoch: all or nothing of it.
-    fn recover(&self, database: &Database, log: &mut Log) -> Result<(), Error> {
-        let transaction = database.begin_write()?;
-        let mut tables = Tables::new(&transaction);
-        tables.take_over()?;
-        let place = tables.place()?;
-        let mut layer = Layer::default();
-        log.replay(place, |batch| {
-            let apply = |at_ms, instance: &InstanceKey, op| layer.apply(at_ms, instance, op);
-            decode_batch(batch, apply).map_err(damaged)
-        })?;
-        tables.settle(&layer)?;
-        let place = Place { half: self.half, epoch: place.epoch + 1, settled: 0 };
-        tables.set_place(place)?;
-        drop(tables);
-        transaction.commit()?;
-        log.begin(place);
-        Ok(())
+/// Refuses what is not a journal of this format or of one that is taken over, and returns the mark of its log; of an empty
+/// database none, if it may be one.
+fn check_format(
+    file: &Path,
+    database: &Database,
+    may_be_new: bool,
+) -> Result<Option<u64>, StoreError> {
+    let file = file.display();
+    let transaction = database.begin_read().map_err(failed)?;
+    let tables = transaction.list_tables().map_err(failed)?.count();
+    if tables == 0 && may_be_new {
+        return Ok(None);
     }
+    let meta =
+        transaction.open_table(META).map_err(|_| StoreError(format!("{file} is not a journal")))?;
+    let format = meta.get(META_FORMAT).map_err(failed)?;
+    match format.map(|format| format.value()) {
+        Some(OLDEST_FORMAT..=FORMAT) => number(&meta, META_LOG_MARK).map(Some).map_err(failed),
+        Some(format) => Err(StoreError(format!(
+            "{file} is a journal of format {format}, and this version reads formats \
+             {OLDEST_FORMAT} to {FORMAT}"
+        ))),
+        None => Err(StoreError(format!("{file} is not a journal"))),
+    }
+}
+
+/// Makes it a journal of this format, settles what only the log has, and begins a new epoch, in halves of this size: all or
+/// nothing of it.
+pub(super) fn recover(database: &Database, log: &mut Log, half: usize) -> Result<(), Error> {
+    let transaction = database.begin_write()?;
+    let mut tables = Tables::new(&transaction);
+    tables.take_over()?;
+    let before = place(tables.meta.open()?)?;
+    let (mut layer, mut last) = (Layer::default(), before.settled);
+    log.replay(before, |batch| {
+        last += 1;
+        let apply = |at_ms, instance: &InstanceKey, op| layer.apply(at_ms, instance, op);
+        decode_batch(batch, apply).map_err(damaged)
+    })?;
+    if let Some(whole) = log.beyond(before, last)? {
+        let lost = last + 1;
+        return Err(Error::Corrupted(format!(
+            "record {lost} of its log is not whole, and {whole} is"
+        )));
+    }
+    tables.settle(&layer)?;
+    let place = Place { half, epoch: before.epoch + 1, settled: 0 };
+    tables.set_place(place)?;
+    drop(tables);
+    transaction.commit()?;
+    log.begin(place);
+    Ok(())
 }
 
 /// Makes the tables of an empty database.

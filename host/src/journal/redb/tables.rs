@@ -204,14 +204,6 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// What the tables have of the log.
-    pub(super) fn place(&mut self) -> Result<Place, Error> {
-        let meta = self.meta.open()?;
-        let half = usize::try_from(number(meta, META_LOG_HALF)?).map_err(|_| damaged(Damaged))?;
-        let (epoch, settled) = (number(meta, META_LOG_EPOCH)?, number(meta, META_LOG_SETTLED)?);
-        Ok(Place { half, epoch, settled })
-    }
-
     /// Notes what the tables have of the log.
     pub(super) fn set_place(&mut self, place: Place) -> Result<(), Error> {
         let meta = self.meta.open()?;
@@ -477,6 +469,13 @@ pub(super) fn number(
     name: &str,
 ) -> Result<u64, Error> {
     Ok(meta.get(name)?.map_or(0, |number| number.value()))
+}
+
+/// What the tables have of the log.
+pub(super) fn place(meta: &impl ReadableTable<&'static str, u64>) -> Result<Place, Error> {
+    let half = usize::try_from(number(meta, META_LOG_HALF)?).map_err(|_| damaged(Damaged))?;
+    let (epoch, settled) = (number(meta, META_LOG_EPOCH)?, number(meta, META_LOG_SETTLED)?);
+    Ok(Place { half, epoch, settled })
 }
 
 pub(super) fn record(

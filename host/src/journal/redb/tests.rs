@@ -713,6 +713,7 @@ proptest! {
                 prop_assert_eq!(record.last, Seq(*last));
             }
         }
+        assert_consistent(&bench.disk);
         bench.tend();
         prop_assert_eq!(ended_bytes(&bench.store).len(), over.len());
         prop_assert_eq!(
