@@ -128,6 +128,15 @@ async fn bodies_that_are_slow_or_large_are_refused_and_the_client_hears_of_it() 
     let expecting = format!("expect: 100-continue\r\n{}", length(1 << 30));
     assert_eq!(says(&host, request("POST", echo, &expecting, "")).await, ["413 payload-too-large"]);
 
+    // One that goes on sending when it has its answer: nothing breaks, or the answer could be lost.
+    let mut late = Connection::to(&host.url).await;
+    late.send(request("POST", echo, &length(3 << 20), &"x".repeat(64 << 10))).await;
+    late.until("payload-too-large").await;
+    for _ in 1..48 {
+        late.send("x".repeat(64 << 10)).await;
+    }
+    assert_eq!(answers(&late.rest().await), ["413 payload-too-large"]);
+
     let mut slow = Connection::to(&host.url).await;
     slow.send(request("POST", echo, &length(9999), "")).await;
     while timeout(Duration::from_millis(20), slow.read(4096)).await.is_err() {
