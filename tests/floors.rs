@@ -12,7 +12,8 @@ const FLOORS: [&str; 6] = ["main", "http", "agent", "wasm", "journal", "base"];
 
 /// What only some places may name: a crate, and the beginnings of their paths.
 const OWNED: [(&str, &[&str]); 4] = [
-    ("hyper", &["http/"]),
+    // One for those who ask, one for whom agents ask.
+    ("hyper", &["http/", "fetch/"]),
     ("wasmtime", &["wasm/"]),
     ("redb", &["journal/redb"]),
     ("reqwest", &["cli/"]),
@@ -96,7 +97,7 @@ fn the_rules_see_through_whatever_a_source_may_look_like() {
 fn floor(module: &str) -> usize {
     let name = match module {
         "lib" | "main" | "cli" | "host" | "agents_dir" | "dev" | "watch" | "Host" => "main",
-        "config" | "event" | "fault" | "id" | "shutdown" => "base",
+        "config" | "event" | "fault" | "fetch" | "id" | "shutdown" => "base",
         name => name,
     };
     let floor = FLOORS.iter().position(|floor| *floor == name);

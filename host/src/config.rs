@@ -6,6 +6,7 @@
 //! Durations are written `"500ms"`, `"15s"` or `"7days"`; sizes are whole bytes, `65536`, or `"64 KiB"` with
 //! one of `B`, `KiB`, `MiB`, `GiB`. The command line goes over the file, the file over the defaults.
 
+mod grants;
 mod limits;
 mod print;
 mod unit;
@@ -19,9 +20,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use self::limits::{DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits};
-use self::limits::{GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal};
+pub use self::limits::{
+    DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits, MOST_CORE_INSTANCES,
+    MOST_MEMORIES, MOST_TABLES, OutboundLimits,
+};
+use self::limits::{
+    GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal, WrittenOutbound,
+};
 use self::unit::{Count, SpanOrZero, Written};
+use crate::fetch::{NoHost, Pattern};
 use crate::id::AgentName;
 
 /// Everything that can be set, valid.
@@ -46,6 +53,7 @@ pub struct Config {
     pub deployments: DeploymentLimits,
     /// Of agents that have none of their own.
     pub instances: Arc<InstanceLimits>,
+    pub outbound: OutboundLimits,
     pub journal: JournalLimits,
     /// Interrupted runs that are resumed at the same time after a start: more would make the start a stampede. One that
     /// goes on for longer than half a minute makes place for the next.
@@ -116,6 +124,12 @@ pub struct AgentConfig {
     pub config: BTreeMap<String, String>,
     /// What a module of the agent must answer with a 2xx before it serves: a path after the name of an instance.
     pub health: Option<String>,
+    /// Where the agent's requests may go. None: it has no client; none of them: it has one that leads nowhere.
+    pub allow_hosts: Option<Vec<Pattern>>,
+    /// What the agent reads beside `config`, and nobody sees.
+    pub secrets: BTreeMap<String, Secret>,
+    /// A directory that the agent reads, and does not change.
+    pub files: Option<PathBuf>,
     /// The limits of its instances.
     pub limits: Arc<InstanceLimits>,
 }
@@ -131,6 +145,14 @@ pub struct Overrides {
     pub tls_key: Option<PathBuf>,
     /// What the environment says.
     pub admin_token: Option<Secret>,
+}
+
+impl Overrides {
+    /// What the environment says, where others on the machine cannot see it as they can arguments.
+    pub fn of_environment() -> Self {
+        let admin_token = std::env::var("BUREAU_ADMIN_TOKEN").ok().map(Secret::from);
+        Self { admin_token, ..Self::default() }
+    }
 }
 
 /// Why there is no valid configuration.
@@ -180,10 +202,13 @@ impl Config {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let instances = InstanceLimits::default().but(raw.instances);
         let agents = raw.agents.into_iter().map(|(name, agent)| match name.parse() {
-            Ok(name) => {
-                let WrittenAgent { config, health, limits } = agent;
+            Ok(parsed) => {
+                let WrittenAgent { config, health, allow_hosts, secrets, files, limits } = agent;
+                let allow_hosts = allow_hosts.map(|hosts| hosts.into_iter().map(|host| host.0));
+                let allow_hosts = allow_hosts.map(Iterator::collect);
+                let secrets = grants::secrets(&name, secrets, |name| std::env::var_os(name))?;
                 let limits = Arc::new(instances.clone().but(limits));
-                Ok((name, AgentConfig { config, health, limits }))
+                Ok((parsed, AgentConfig { config, health, allow_hosts, secrets, files, limits }))
             }
             Err(error) => Err(invalid(format!("agents.{name}"), error)),
         });
@@ -199,6 +224,7 @@ impl Config {
             cors: raw.cors,
             deployments: DeploymentLimits::default().but(raw.deployments),
             instances: Arc::new(instances),
+            outbound: OutboundLimits::default().but(raw.outbound),
             journal: JournalLimits::default().but(raw.journal),
             resumptions_at_once: raw.resumptions_at_once.map_or(16, |count| count.0),
             grace: raw.grace.map_or(Duration::from_secs(10), |grace| grace.0),
@@ -207,7 +233,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let Self { http, instances, journal, .. } = self;
+        let Self { http, instances, outbound, journal, .. } = self;
         if journal.log_bytes < MIN_LOG_BYTES {
             return Err(invalid("journal.log_bytes", "must be at least 64 KiB"));
         }
@@ -218,8 +244,14 @@ impl Config {
         if http.header_count > MAX_FIELDS {
             return Err(invalid("http.header_count", format!("must be at most {MAX_FIELDS}")));
         }
-        if http.connections > tokio::sync::Semaphore::MAX_PERMITS {
-            return Err(invalid("http.connections", "is out of range"));
+        let counted = [
+            ("http.connections", http.connections),
+            ("outbound.requests", outbound.requests),
+            ("outbound.connections", outbound.connections),
+        ];
+        let most = tokio::sync::Semaphore::MAX_PERMITS;
+        if let Some((key, _)) = counted.into_iter().find(|&(_, count)| count > most) {
+            return Err(invalid(key, "is out of range"));
         }
         if self.admin_token.as_ref().is_some_and(|token| !is_token(token.reveal())) {
             let reason = "must have 16 or more visible ASCII characters, such as `openssl rand -hex 32` prints";
@@ -232,7 +264,9 @@ impl Config {
             );
             return Err(invalid("admin_token", reason));
         }
-        for (agent, AgentConfig { health, limits, .. }) in &self.agents {
+        for (agent, granted) in &self.agents {
+            let AgentConfig { health, limits, .. } = granted;
+            grants::check(agent.as_str(), granted)?;
             check_instances(&format!("agents.{agent}.limits"), limits, journal)?;
             if let Some(path) = health.as_ref().filter(|path| !path.starts_with('/')) {
                 let key = format!("agents.{agent}.health");
@@ -266,20 +300,32 @@ fn check_instances(
     limits: &InstanceLimits,
     journal: &JournalLimits,
 ) -> Result<(), ConfigError> {
-    let turn = (format!("{table}.turn_bytes"), limits.turn_bytes);
-    let backlog = ("journal.backlog_bytes".to_owned(), journal.backlog_bytes);
+    let within = |key| format!("{table}.{key}");
+    let turn = (within("turn_bytes"), limits.turn_bytes as u64);
+    let run = (within("run_bytes"), limits.run_bytes);
+    let storage = (within("storage_bytes"), limits.storage_bytes);
+    let backlog = ("journal.backlog_bytes".to_owned(), journal.backlog_bytes as u64);
     let bounded = [
         ("event_bytes", limits.event_bytes, &turn),
         ("event_bytes", limits.event_bytes, &backlog),
+        ("event_bytes", limits.event_bytes, &run),
         ("state_bytes", limits.state_bytes, &turn),
         ("value_bytes", limits.value_bytes, &turn),
+        ("value_bytes", limits.value_bytes, &storage),
     ];
-    match bounded.into_iter().find(|(_, value, (_, bound))| value > bound) {
+    let larger = bounded.into_iter().find(|(_, value, (_, bound))| *value as u64 > *bound);
+    if let Some((key, _, (bound, value))) = larger {
+        let reason = format!("must not be more than {bound}, which is {value} bytes");
+        return Err(invalid(within(key), reason));
+    }
+    let pooled = [
+        ("core_instances", limits.core_instances, MOST_CORE_INSTANCES),
+        ("memories", limits.memories, MOST_MEMORIES),
+        ("tables", limits.tables, MOST_TABLES),
+    ];
+    match pooled.into_iter().find(|(_, value, most)| value > most) {
         None => Ok(()),
-        Some((key, _, (bound, value))) => {
-            let reason = format!("must not be more than {bound}, which is {value} bytes");
-            Err(invalid(format!("{table}.{key}"), reason))
-        }
+        Some((key, _, most)) => Err(invalid(within(key), format!("must not be more than {most}"))),
     }
 }
 
@@ -318,6 +364,7 @@ struct RawConfig {
     cors: Cors,
     deployments: WrittenDeployments,
     instances: WrittenInstances,
+    outbound: WrittenOutbound,
     journal: WrittenJournal,
     resumptions_at_once: Option<Written<Count, usize>>,
     grace: Option<Written<SpanOrZero, Duration>>,
@@ -336,7 +383,23 @@ struct WrittenTls {
 struct WrittenAgent {
     config: BTreeMap<String, String>,
     health: Option<String>,
+    #[serde(alias = "allow-hosts")]
+    allow_hosts: Option<Vec<WrittenHost>>,
+    secrets: Vec<String>,
+    files: Option<PathBuf>,
     limits: WrittenInstances,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct WrittenHost(Pattern);
+
+impl TryFrom<String> for WrittenHost {
+    type Error = NoHost;
+
+    fn try_from(text: String) -> Result<Self, NoHost> {
+        text.parse().map(Self)
+    }
 }
 
 #[cfg(test)]

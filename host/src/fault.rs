@@ -16,6 +16,10 @@ pub enum Fault {
     UnknownAgent,
     /// The instance has as many requests as it may have at once.
     InstanceBusy { limit: usize },
+    /// The agent has as many runs as it may have at once.
+    AgentBusy { limit: usize },
+    /// The agent has as many live instances as it may have, and none of them is idle.
+    AgentFull { limit: usize },
     /// The host has as many live instances as it may have, and none of them is idle.
     HostBusy { limit: usize },
     /// The host is shutting down.
@@ -55,6 +59,22 @@ pub enum Limit {
     Memory(usize),
     /// Bytes that one turn writes.
     Turn(usize),
+    /// Core instances.
+    CoreInstances(usize),
+    /// Memories.
+    Memories(usize),
+    /// Tables.
+    Tables(usize),
+    /// What is held of the host's at once.
+    Handles(usize),
+    /// How long a run goes on.
+    RunTime(Duration),
+    /// What is computed for a run.
+    RunCpu(Duration),
+    /// Events of a run.
+    RunEvents(u64),
+    /// Bytes of a run's events.
+    RunBytes(u64),
 }
 
 /// Who has to mend it.
@@ -115,6 +135,17 @@ impl Fault {
                 "instance-busy",
                 "Instance busy",
                 format!("the instance takes no more than {limit} requests at once").into(),
+            ),
+            Self::AgentBusy { limit } => host(
+                "agent-busy",
+                "Agent busy",
+                format!("the agent takes no more than {limit} requests at once").into(),
+            ),
+            Self::AgentFull { limit } => host(
+                "agent-full",
+                "Agent full",
+                format!("the agent keeps no more than {limit} instances live, and all are in use")
+                    .into(),
             ),
             Self::HostBusy { limit } => host(
                 "host-busy",
@@ -184,6 +215,44 @@ impl Limit {
                 "turn-limit",
                 "Turn limit",
                 format!("the agent wrote more than {limit} bytes without waiting for anything"),
+            ),
+            Self::CoreInstances(limit) => (
+                "core-instance-limit",
+                "Core instance limit",
+                format!("the agent is made of more than {limit} core instances"),
+            ),
+            Self::Memories(limit) => (
+                "memories-limit",
+                "Memories limit",
+                format!("the agent has more than {limit} memories"),
+            ),
+            Self::Tables(limit) => {
+                ("table-limit", "Table limit", format!("the agent has more than {limit} tables"))
+            }
+            Self::Handles(limit) => (
+                "handle-limit",
+                "Handle limit",
+                format!("the agent holds more than {limit} calls, streams and runs at once"),
+            ),
+            Self::RunTime(limit) => (
+                "run-time-limit",
+                "Run time limit",
+                format!("the run went on for more than {} ms", limit.as_millis()),
+            ),
+            Self::RunCpu(limit) => (
+                "run-cpu-limit",
+                "Run CPU limit",
+                format!("the run computed for more than {} ms", limit.as_millis()),
+            ),
+            Self::RunEvents(limit) => (
+                "run-events-limit",
+                "Run events limit",
+                format!("the run emitted more than {limit} events"),
+            ),
+            Self::RunBytes(limit) => (
+                "run-bytes-limit",
+                "Run bytes limit",
+                format!("the run emitted more than {limit} bytes of events"),
             ),
         };
         Facts { code, title, detail: detail.into(), source: Source::Agent }

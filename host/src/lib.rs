@@ -7,6 +7,7 @@
 pub mod config;
 pub mod event;
 pub mod fault;
+pub mod fetch;
 pub mod id;
 pub mod shutdown;
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use bureau::Host;
 use bureau::agents_dir::AgentsDir;
-use bureau::config::{Config, Overrides, Secret};
+use bureau::config::{Config, Overrides};
 use bureau::dev::Workspace;
 use bureau::http::server;
 use bureau::id::AgentName;
@@ -77,8 +77,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
 
 fn configure(agents: Option<PathBuf>, common: &Common) -> anyhow::Result<Config> {
     let Common { listen, admin, .. } = *common;
-    // Not an argument, which others on the machine could see.
-    let admin_token = std::env::var("BUREAU_ADMIN_TOKEN").ok().map(Secret::from);
     let overrides = Overrides {
         listen,
         admin,
@@ -86,7 +84,7 @@ fn configure(agents: Option<PathBuf>, common: &Common) -> anyhow::Result<Config>
         agents_dir: agents,
         tls_cert: common.tls_cert.clone(),
         tls_key: common.tls_key.clone(),
-        admin_token,
+        ..Overrides::of_environment()
     };
     Ok(Config::load(common.config.as_deref(), overrides)?)
 }

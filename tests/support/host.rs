@@ -98,6 +98,12 @@ impl TestHost {
         self
     }
 
+    /// Has this for its configuration file from the next start on.
+    pub fn configured(mut self, toml: &str) -> Self {
+        self.config = toml.to_owned();
+        self
+    }
+
     /// The agents' directory.
     pub fn agents(&self) -> PathBuf {
         self.directory.path().join("agents")

@@ -9,6 +9,7 @@ mod host;
 mod http;
 mod process;
 mod stream;
+mod upstream;
 
 pub use self::allocations::allocations;
 pub use self::disk::{Change, Disk, Fault, Image, Kind};
@@ -17,3 +18,4 @@ pub use self::host::{Started, TestHost};
 pub use self::http::{Connection, header, problem};
 pub use self::process::InProcess;
 pub use self::stream::{Event, Stream, data};
+pub use self::upstream::Upstream;

@@ -7,11 +7,11 @@
 //! mailbox of the current one. A store whose module is no longer current, that sat idle, or that must make
 //! room is retired by dropping its mailbox. Each store has a generation, so that an old one's exit cannot
 //! remove its successor; the slot goes when its last store is gone and all it wrote is durable. Stores stand in the order in
-//! which they were last *seen* to be used; being used moves nothing, and one that comes to the front is put where it belongs.
-//! A run that is cancelled and does not end within the grace has its store stopped.
+//! which they were last *seen* to be used; being used moves nothing, and one that comes to the front is put where it belongs. Those of an
+//! agent stand in an order of their own as well.
 //!
-//! **Limits.** [`InstanceLimits::live`] stores; beyond it the least recently used idle ones go, and when none is
-//! idle the caller is refused. A full mailbox or too many runs refuse the call: nothing waits without bound.
+//! **Limits.** [`InstanceLimits::live`] stores of the host, and of each agent; beyond it the least recently used idle ones go, and when none is
+//! idle the caller is refused. A full mailbox or too many runs, of the instance or of the agent, refuse the call: nothing waits without bound.
 //!
 //! **Cost.** One short lock per request. Retiring costs the logarithm of the live ones, and as much again for each that was used
 //! since it was last seen; when all are busy, a look at each.
@@ -20,6 +20,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::collections::hash_map::Entry as MapEntry;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,11 +57,28 @@ struct Inner {
 struct Live {
     slots: HashMap<InstanceKey, Slot>,
     generations: u64,
-    /// Stores that are current: those on their way out do not count.
+    groups: Groups,
+    draining: bool,
+}
+
+/// The stores that are current, in the order of their use.
+#[derive(Default)]
+struct Groups {
+    all: Group,
+    agents: HashMap<AgentName, Group>,
+}
+
+/// The stores of the host, or of one agent.
+#[derive(Default)]
+struct Group {
+    /// Those that are current: those on their way out do not count.
     current: usize,
     /// Each of them, those not used for longest first; and some that no longer are, until they come to the front.
     seen: BinaryHeap<Reverse<Seen>>,
-    draining: bool,
+    /// Calls sent and not ended, of an agent.
+    calls: Arc<AtomicUsize>,
+    /// How long one that is not used stays, of an agent.
+    idle: Duration,
 }
 
 struct Slot {
@@ -197,21 +215,19 @@ impl Directory {
         let stale = |current: &Current| {
             current.deployed.version < deployed.version || current.mailbox.is_closed()
         };
-        if slot.current.as_ref().is_some_and(stale) {
-            slot.current = None;
-            live.current -= 1;
+        if slot.current.take_if(|current| stale(current)).is_some() {
+            live.groups.left(key.agent());
         }
         let (mut retired, mut hold) = (None, None);
         let current = if slot.current.is_some() {
             slot.current.as_ref()
         } else {
-            if live.current >= self.0.limits.live {
-                let Some(idle) = live.take_idle(self.0.now()) else {
+            match self.room(live, key.agent(), &deployed.limits) {
+                Ok(idle) => retired = idle,
+                Err(fault) => {
                     live.remove_if_unused(key);
-                    return Err(Refused { call, fault: self.full() });
-                };
-                // Held, so that it is seen off by who takes its place.
-                retired = idle.drive.hold();
+                    return Err(Refused { call, fault });
+                }
             }
             hold = self.start(live, key, deployed);
             live.slots.get(key).and_then(|slot| slot.current.as_ref())
@@ -223,6 +239,9 @@ impl Directory {
         };
         if current.load.in_flight() >= limits.runs {
             return Err(Refused { call, fault: busy(limits.runs) });
+        }
+        if current.load.of_agent() >= limits.runs_per_agent {
+            return Err(Refused { call, fault: Fault::AgentBusy { limit: limits.runs_per_agent } });
         }
         // Counted before the actor can end it, and under the lock that retiring takes, so that a store with
         // a call on its way is never idle.
@@ -237,15 +256,41 @@ impl Directory {
         }
     }
 
+    /// Sees to it that there is room for one more store of an agent, and returns the one that makes it, held, so that it is seen off
+    /// by who takes its place.
+    fn room(
+        &self,
+        live: &mut Live,
+        agent: &AgentName,
+        limits: &InstanceLimits,
+    ) -> Result<Option<Hold>, Fault> {
+        let now = self.0.now();
+        let of_agent = live.groups.agents.get(agent).map_or(0, |group| group.current);
+        let idle = if of_agent >= limits.live && limits.live < self.0.limits.live {
+            let full = Fault::AgentFull { limit: limits.live };
+            live.take_idle_of(agent, now).ok_or(full)?
+        } else if live.groups.all.current >= self.0.limits.live {
+            live.take_idle(now).ok_or_else(|| self.full())?
+        } else {
+            return Ok(None);
+        };
+        Ok(idle.drive.hold())
+    }
+
     fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) -> Option<Hold> {
-        live.tidy();
-        let slot = live.slots.get_mut(key)?;
-        live.generations += 1;
-        live.current += 1;
-        let generation = Generation(live.generations);
-        let load = Arc::new(Load::new(self.0.began));
+        let Live { slots, generations, groups: Groups { all, agents }, .. } = live;
+        *generations += 1;
+        let generation = Generation(*generations);
         let started = self.0.now();
-        live.seen.push(Reverse(Seen { since: started, generation, key: key.clone() }));
+        let of_agent = agents.entry(key.agent().clone()).or_default();
+        let load = Arc::new(Load::new(self.0.began, of_agent.calls.clone()));
+        of_agent.idle = deployed.limits.idle;
+        for group in [of_agent, all] {
+            group.tidy(slots);
+            group.seen.push(Reverse(Seen { since: started, generation, key: key.clone() }));
+            group.current += 1;
+        }
+        let slot = slots.get_mut(key)?;
         let limits = deployed.limits.clone();
         let (ledger, running) = (slot.ledger.clone(), deployed.running());
         let session = Arc::new(Session::new(ledger, running, limits, load.clone()));
@@ -287,7 +332,7 @@ impl Directory {
     pub(super) fn make_room(&self) -> bool {
         let mut live = self.live();
         let stores: usize = live.slots.values().map(|slot| slot.stores.len()).sum();
-        live.take_idle(self.0.now()).is_some() || stores > live.current
+        live.take_idle(self.0.now()).is_some() || stores > live.groups.all.current
     }
 
     /// Wakes when a store is gone.
@@ -297,14 +342,23 @@ impl Directory {
 
     /// Retires instances that had no call for the idle time, again and again.
     pub async fn sweep(self) {
-        let idle = self.0.limits.idle;
-        let every = idle.clamp(Duration::from_millis(20), Duration::from_secs(1));
-        let mut tick = tokio::time::interval(every);
         loop {
-            tick.tick().await;
-            let horizon = self.0.now().saturating_sub(idle);
-            let mut live = self.live();
-            while live.take_idle(horizon).is_some() {}
+            let mut every = Duration::from_secs(1);
+            {
+                let (mut live, now) = (self.live(), self.0.now());
+                let agents: Vec<_> = live
+                    .groups
+                    .agents
+                    .iter()
+                    .map(|(agent, group)| (agent.clone(), group.idle))
+                    .collect();
+                for (agent, idle) in agents {
+                    every = every.min(idle);
+                    let horizon = now.saturating_sub(idle);
+                    while live.take_idle_of(&agent, horizon).is_some() {}
+                }
+            }
+            tokio::time::sleep(every.max(Duration::from_millis(20))).await;
         }
     }
 
@@ -312,8 +366,10 @@ impl Directory {
     pub fn drain(&self) {
         let mut live = self.live();
         live.draining = true;
-        live.current = 0;
-        live.seen.clear();
+        for group in live.groups.agents.values_mut() {
+            group.clear();
+        }
+        live.groups.all.clear();
         for slot in live.slots.values_mut() {
             slot.current = None;
         }
@@ -324,7 +380,7 @@ impl Directory {
         let mut live = self.live();
         let Some(slot) = live.slots.get_mut(key) else { return };
         if slot.current.take_if(|current| current.generation == generation).is_some() {
-            live.current -= 1;
+            live.groups.left(key.agent());
         }
     }
 
@@ -348,37 +404,16 @@ impl Directory {
 
     /// Asks a run to end, and sees to it that it does. Whether it was in flight.
     pub fn cancel(&self, run: RunId) -> bool {
-        let asked = {
-            let live = self.live();
-            let mut stores = live.slots.values().flat_map(|slot| &slot.stores);
-            stores.find_map(|store| Some((store.session.cancel(run)?, store.session.clone())))
-        };
-        let Some((first, session)) = asked else { return false };
-        if first {
-            let (directory, grace) = (self.clone(), session.limits().cancel_grace);
-            tokio::spawn(async move {
-                tokio::time::sleep(grace).await;
-                if session.has(run) {
-                    directory.stop(&session, run);
-                }
-            });
-        }
-        true
-    }
-
-    /// Has a store dropped as it is, since a run in it does not end.
-    fn stop(&self, session: &Arc<Session>, run: RunId) {
-        let key = session.ledger().key();
-        tracing::warn!(instance = %key, %run, "a cancelled run does not end; its store is stopped");
-        session.stop();
         let live = self.live();
-        let mut stores = live.slots.get(key).into_iter().flat_map(|slot| &slot.stores);
-        let drive = stores.find(|store| Arc::ptr_eq(&store.session, session));
-        let drive = drive.map(|store| store.drive.clone());
+        let mut stores = live.slots.values().flat_map(|slot| &slot.stores);
+        let asked = stores.find_map(|store| Some((store.session.cancel(run)?, &store.drive)));
+        let asked = asked.map(|(first, drive)| (first, drive.clone()));
         drop(live);
-        if let Some(drive) = drive {
-            Drive::wake(&drive);
+        if let Some((true, drive)) = &asked {
+            // Its watchdog has news.
+            Drive::wake(drive);
         }
+        asked.is_some()
     }
 
     /// The stores of an agent, or of all, with those on their way out.
@@ -413,6 +448,11 @@ impl Directory {
         runs.collect()
     }
 
+    /// How many calls there are, in flight or on their way.
+    pub fn calls(&self) -> usize {
+        self.live().groups.agents.values().map(|group| group.calls.load(Ordering::Relaxed)).sum()
+    }
+
     /// How many stores there are, with those on their way out.
     pub fn stores(&self) -> usize {
         self.live().slots.values().map(|slot| slot.stores.len()).sum()
@@ -445,15 +485,29 @@ impl Inner {
     }
 }
 
-impl Live {
-    /// Takes the store that is idle for longest, if it was not used since `horizon`.
-    fn take_idle(&mut self, horizon: Duration) -> Option<Current> {
+impl Groups {
+    /// A store of an agent is no longer current.
+    fn left(&mut self, agent: &AgentName) {
+        self.all.current -= 1;
+        if let Some(of_agent) = self.agents.get_mut(agent) {
+            of_agent.current -= 1;
+        }
+    }
+}
+
+impl Group {
+    /// Takes the store that is idle for longest, if it was not used since `horizon`. It is still counted.
+    fn take_idle(
+        &mut self,
+        slots: &mut HashMap<InstanceKey, Slot>,
+        horizon: Duration,
+    ) -> Option<(InstanceKey, Current)> {
         while let Some(mut first) = self.seen.peek_mut() {
             let Reverse(Seen { since, generation, key }) = &mut *first;
             if *since >= horizon {
                 return None;
             }
-            let place = self.slots.get_mut(key).map(|slot| &mut slot.current);
+            let place = slots.get_mut(key).map(|slot| &mut slot.current);
             let this = |current: &Current| current.generation == *generation;
             let Some(place) = place.filter(|place| place.as_ref().is_some_and(this)) else {
                 PeekMut::pop(first);
@@ -461,9 +515,8 @@ impl Live {
             };
             match place.as_ref().and_then(|current| current.load.idle_since()) {
                 Some(used) if used == *since => {
-                    PeekMut::pop(first);
-                    self.current -= 1;
-                    return place.take();
+                    let Reverse(Seen { key, .. }) = PeekMut::pop(first);
+                    return place.take().map(|idle| (key, idle));
                 }
                 Some(used) => *since = used,
                 // Behind all that are idle.
@@ -474,14 +527,36 @@ impl Live {
     }
 
     /// Lets go of what stores that failed have left in the order of use, before it outgrows those that live.
-    fn tidy(&mut self) {
+    fn tidy(&mut self, slots: &HashMap<InstanceKey, Slot>) {
         if self.seen.len() > 2 * self.current + 64 {
-            let slots = &self.slots;
             self.seen.retain(|Reverse(seen)| {
                 let current = slots.get(&seen.key).and_then(|slot| slot.current.as_ref());
                 current.is_some_and(|current| current.generation == seen.generation)
             });
         }
+    }
+
+    /// None is current any more.
+    fn clear(&mut self) {
+        self.current = 0;
+        self.seen.clear();
+    }
+}
+
+impl Live {
+    /// Takes the store that is idle for longest, if it was not used since `horizon`.
+    fn take_idle(&mut self, horizon: Duration) -> Option<Current> {
+        let (key, idle) = self.groups.all.take_idle(&mut self.slots, horizon)?;
+        self.groups.left(key.agent());
+        Some(idle)
+    }
+
+    /// Takes the store of an agent that is idle for longest, if it was not used since `horizon`.
+    fn take_idle_of(&mut self, agent: &AgentName, horizon: Duration) -> Option<Current> {
+        let group = self.groups.agents.get_mut(agent)?;
+        let (_, idle) = group.take_idle(&mut self.slots, horizon)?;
+        self.groups.left(agent);
+        Some(idle)
     }
 
     fn remove_if_unused(&mut self, key: &InstanceKey) {

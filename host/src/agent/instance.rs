@@ -6,7 +6,7 @@
 //! an instance is retired: idle, swapped, or pushed out. Queued calls and those in flight are served to
 //! their end first. After a failure the directory forgets the actor, and calls that it had not begun go to a
 //! fresh one; when it could not even start, they are answered with the fault. A store that is stopped, for a run that was
-//! cancelled and did not end, has its other runs gone on with in a fresh one, as after a crash.
+//! to end and did not, has its other runs gone on with in a fresh one, as after a crash.
 //!
 //! ```text
 //!   starting --instantiated, migrated--> serving --mailbox closed, last run ended--> settling --durable--> gone
@@ -20,6 +20,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::agent::directory::{Directory, Generation, Refused};
 use crate::agent::registry::Deployed;
 use crate::agent::resume::{RETRY, call_again, insist};
 use crate::fault::Fault;
-use crate::wasm::{Call, Entry, LiveStore, Session, StartError};
+use crate::wasm::{Call, Entry, LiveStore, Session, StartError, Watchdog};
 
 /// How long a start waits for a place in a full pool.
 const ROOM: Duration = Duration::from_secs(1);
@@ -74,13 +75,15 @@ impl Actor {
         let session = &*self.session;
         let served = {
             let mut serving = pin!(store.serve(&mut self.mailbox));
-            poll_fn(|cx| match session.is_stopped() {
-                false => serving.as_mut().poll(cx).map(Some),
-                true => Poll::Ready(None),
+            let mut watchdog = Watchdog::new(self.session.clone());
+            poll_fn(|cx| match serving.as_mut().poll(cx) {
+                Poll::Ready(served) => Poll::Ready(Some(served)),
+                Poll::Pending => watchdog.poll(cx).map(|()| None),
             })
             .await
         };
         let Some(served) = served else {
+            session.ledger().feed().counts.stopped.fetch_add(1, Ordering::Relaxed);
             for run in session.interrupt() {
                 let key = session.ledger().key();
                 tracing::info!(instance = %key, run = %run.id(), "an interrupted run goes on");
@@ -97,8 +100,8 @@ impl Actor {
     async fn start(&self) -> Result<LiveStore, Fault> {
         let engine = self.directory.engine();
         let start = || {
-            let variables = self.deployed.variables.clone();
-            LiveStore::start(engine, &self.deployed.module, self.session.clone(), variables)
+            let granted = self.deployed.granted.clone();
+            LiveStore::start(engine, &self.deployed.module, self.session.clone(), granted)
         };
         let deadline = Instant::now() + ROOM;
         let mut started = start().await;
@@ -154,7 +157,13 @@ impl Actor {
     fn refuse(&self, call: Call, fault: &Fault) {
         match (call.entry, fault) {
             (Entry::Resume(_), Fault::Draining) => {}
-            (Entry::Resume(_), Fault::HostBusy { .. } | Fault::InstanceBusy { .. }) => {
+            (
+                Entry::Resume(_),
+                Fault::HostBusy { .. }
+                | Fault::AgentFull { .. }
+                | Fault::AgentBusy { .. }
+                | Fault::InstanceBusy { .. },
+            ) => {
                 let key = self.session.ledger().key().clone();
                 tokio::spawn(insist(self.directory.clone(), key, call, RETRY));
             }

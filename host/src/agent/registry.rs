@@ -28,9 +28,10 @@ use std::time::SystemTime;
 use crate::agent::modules::Modules;
 use crate::agent::trial::Trial;
 use crate::config::{AgentConfig, Config, InstanceLimits};
+use crate::fetch::Network;
 use crate::id::{AgentName, Digest};
 use crate::journal::{DeploymentRecord, Journal, StoreError};
-use crate::wasm::{Engine, Feed, Happening, LoadError, Module, Running, Variables};
+use crate::wasm::{Engine, Feed, Granted, Happening, LoadError, Module, Running};
 
 /// Where a deployment comes from when it comes from no file.
 pub const API: &str = "api";
@@ -44,8 +45,8 @@ pub struct Deployed {
     pub module: Arc<Module>,
     /// The deployment that it is on record by.
     pub record: DeploymentRecord,
-    /// What the operator gives the agent to read.
-    pub variables: Variables,
+    /// What the operator gives the agent.
+    pub granted: Arc<Granted>,
     /// What its instances may take.
     pub limits: Arc<InstanceLimits>,
     /// Counted up over the host's life whenever another module serves: of two, the later one serves.
@@ -66,6 +67,9 @@ pub struct Registry {
     journal: Journal,
     feed: Arc<Feed>,
     config: Arc<Config>,
+    /// What agents are given that the configuration names; the others get nothing.
+    granted: BTreeMap<AgentName, Arc<Granted>>,
+    nothing: Arc<Granted>,
     modules: Arc<Modules>,
     agents: RwLock<BTreeMap<AgentName, Arc<Deployed>>>,
     versions: AtomicU64,
@@ -142,10 +146,16 @@ impl Registry {
         for record in journal.deployments()? {
             known.deployments.entry(record.agent.clone()).or_default().push(record);
         }
+        let network = Arc::new(Network::of_system());
+        let granted = config.agents.iter().map(|(agent, of)| {
+            (agent.clone(), Arc::new(Granted::new(of.clone(), &network, &config.outbound)))
+        });
         Ok(Self {
             engine,
             journal,
             feed,
+            granted: granted.collect(),
+            nothing: Arc::default(),
             config,
             modules: Arc::new(Modules::new(directory)),
             agents: RwLock::default(),
@@ -158,6 +168,11 @@ impl Registry {
     /// The engine that modules are compiled with.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// What the operator gives an agent.
+    pub fn granted(&self, agent: &AgentName) -> &Arc<Granted> {
+        self.granted.get(agent).unwrap_or(&self.nothing)
     }
 
     /// The module that serves an agent now.
@@ -204,7 +219,7 @@ impl Registry {
         let mut loaded = Vec::new();
         for record in records {
             let Some(digest) = record.module else { continue };
-            match self.load_known(digest).await {
+            match self.load_known(&record.agent, digest).await {
                 Ok(module) => {
                     let deployed = Arc::new(self.deployed(module, record));
                     self.serve(deployed.clone());
@@ -244,9 +259,9 @@ impl Registry {
             }
             return self.put(agent, same.module.clone(), source).await;
         }
-        let engine = self.engine.clone();
+        let (engine, granted) = (self.engine.clone(), self.granted(&agent).clone());
         let (module, bytes) = tokio::task::spawn_blocking(move || {
-            Module::load(&engine, &bytes).map(|module| (Arc::new(module), bytes))
+            Module::load(&engine, &bytes, &granted).map(|module| (Arc::new(module), bytes))
         })
         .await??;
         self.try_out(&agent, &module).await?;
@@ -282,7 +297,7 @@ impl Registry {
         if let Some(same) = current.filter(|current| current.module.digest() == digest) {
             return Ok(Deployment::unchanged(same));
         }
-        let module = self.load_known(digest).await?;
+        let module = self.load_known(&agent, digest).await?;
         self.try_out(&agent, &module).await?;
         self.put(agent, module, ROLLBACK).await
     }
@@ -355,10 +370,15 @@ impl Registry {
         if bytes > limit as u64 { Err(LoadError::TooLarge { bytes, limit }) } else { Ok(()) }
     }
 
-    async fn load_known(&self, digest: Digest) -> Result<Arc<Module>, DeployError> {
+    async fn load_known(
+        &self,
+        agent: &AgentName,
+        digest: Digest,
+    ) -> Result<Arc<Module>, DeployError> {
+        let granted = self.granted(agent).clone();
         let (engine, modules) = (self.engine.clone(), self.modules.clone());
         let loaded = tokio::task::spawn_blocking(move || {
-            Module::load_known(&engine, digest, || modules.get(digest))
+            Module::load_known(&engine, digest, &granted, || modules.get(digest))
         });
         match loaded.await? {
             Ok(module) => Ok(Arc::new(module)),
@@ -395,13 +415,14 @@ impl Registry {
 
     fn deployed(&self, module: Arc<Module>, record: DeploymentRecord) -> Deployed {
         let agent = record.agent.clone();
-        let AgentConfig { config, limits, .. } = self.config.agent(&agent);
+        let AgentConfig { limits, .. } = self.config.agent(&agent);
+        let granted = self.granted(&agent).clone();
         let same = self.current(&agent).filter(|old| old.module.digest() == module.digest());
         let version = match same {
             Some(same) => same.version,
             None => self.versions.fetch_add(1, Ordering::Relaxed) + 1,
         };
-        Deployed { agent, module, record, variables: Arc::new(config), limits, version }
+        Deployed { agent, module, record, granted, limits, version }
     }
 
     /// Makes a deployment durable and has it serve.

@@ -159,7 +159,7 @@ fn hopeless(unfinished: &Unfinished, deployed: &Deployed) -> Option<Fault> {
 pub(super) fn call_again(run: Run) -> Option<Call> {
     let (request, _) = restore(run.origin().request.as_deref()?)?;
     let last = run.origin().resumed_after?;
-    Some(Call { run, request, entry: Entry::Resume(last) })
+    Some(Call { run, request, upload: None, entry: Entry::Resume(last) })
 }
 
 /// Hands a resumption to its instance after a pause, on the module that serves it then, again and again until it is taken or the host ends.

@@ -40,13 +40,13 @@ impl Trial<'_> {
         let key = InstanceKey::new(deployed.agent.clone(), &name)
             .map_err(|error| LoadError::NotInstantiated(error.to_string()))?;
         let ledger = Arc::new(Ledger::new(self.journal.clone(), self.feed.clone(), key));
-        let load = Arc::new(Load::new(Instant::now()));
+        let load = Arc::new(Load::new(Instant::now(), Arc::default()));
         let session =
             Session::new(ledger.clone(), deployed.running(), deployed.limits.clone(), load);
         let session = Arc::new(session);
         session.hold();
-        let variables = deployed.variables.clone();
-        let start = LiveStore::start(self.engine, &deployed.module, session, variables);
+        let granted = deployed.granted.clone();
+        let start = LiveStore::start(self.engine, &deployed.module, session, granted);
         let store = start.await.map_err(|cause| LoadError::NotInstantiated(cause.to_string()))?;
         let Some(path) = self.health else { return Ok(()) };
         let unhealthy = |what: String| LoadError::Unhealthy(format!("GET {path} {what}"));
@@ -56,6 +56,7 @@ impl Trial<'_> {
         })?;
         let status = match answer {
             Ok(Answer::Response(head, _) | Answer::Chunks(head, _)) => head.status,
+            Ok(Answer::Exchange(response)) => response.status().as_u16(),
             Ok(Answer::Events(_)) => 200,
             Ok(Answer::NoContent) => 204,
             Ok(Answer::Failed(fault)) | Err(fault) => {
@@ -79,5 +80,5 @@ fn ask(ledger: Arc<Ledger>, path: &str) -> Call {
     let origin = Origin { head, ..Origin::default() };
     let run = Run::new(ledger, RunId::generate(), origin, sender);
     let request = Request { method: "GET".into(), path: path.into(), body: Bytes::new() };
-    Call { run, request, entry: Entry::Request }
+    Call { run, request, upload: None, entry: Entry::Request }
 }

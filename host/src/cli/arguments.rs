@@ -83,6 +83,12 @@ pub enum Action {
     Inspect {
         /// The component.
         file: PathBuf,
+        /// Hold it against what this agent is granted by the configuration.
+        #[arg(long, value_name = "NAME", requires = "config")]
+        agent: Option<AgentName>,
+        /// The configuration of the host that it is for.
+        #[arg(long, value_name = "FILE", requires = "agent")]
+        config: Option<PathBuf>,
         #[command(flatten)]
         form: Form,
     },
@@ -364,8 +370,9 @@ const AFTER_INSPECT: &str = "\
 Examples:
   bureau inspect target/wasm32-wasip2/release/chat.wasm
   bureau inspect chat.wasm --json
+  bureau inspect chat.wasm --config bureau.toml --agent chat
 
-It needs no host. The exit status is 1 when a host would refuse the component.";
+It needs no host. Without a configuration, nothing is granted. The exit status is 1 when a host would refuse the component.";
 
 const AFTER_DEPLOY: &str = "\
 Examples:

@@ -37,7 +37,10 @@ pub async fn run(action: Action) -> anyhow::Result<()> {
             new::new(&name, path, sdk.as_deref(), &Output::new(form))
         }
         Action::Build { paths, form } => build::build(&paths, &Output::new(form)).await,
-        Action::Inspect { file, form } => inspect::inspect(&file, &Output::new(form)),
+        Action::Inspect { file, agent, config, form } => {
+            let agent = config.as_deref().zip(agent.as_ref());
+            inspect::inspect(&file, agent, &Output::new(form))
+        }
         Action::Deploy { name, file, if_current, form, remote } => {
             let client = connect(&remote)?;
             deploy::deploy(&client, &name, &file, if_current.as_ref(), &Output::new(form)).await

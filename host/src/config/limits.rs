@@ -11,6 +11,11 @@ pub(super) const KIB: usize = 1 << 10;
 pub(super) const MIB: usize = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
 
+/// What the pool of WebAssembly has place for in one instance. Python's toolchain makes components of some thirty core instances.
+pub const MOST_CORE_INSTANCES: usize = 200;
+pub const MOST_MEMORIES: usize = 20;
+pub const MOST_TABLES: usize = 200;
+
 /// Declares tables of limits: `name: type, unit = default`.
 macro_rules! limits {
     ($(
@@ -103,16 +108,38 @@ limits! {
         mailbox: usize, Count = 256;
         /// Runs at once in one instance: past this they are refused.
         runs: usize, Count = 1024;
+        /// Runs at once of one agent, in all of its instances: past this they are refused. One agent must not take all of the
+        /// host's connections and memory.
+        runs_per_agent: usize, Count = 16_384;
+        /// How long a run may go on, from when it began or was resumed: one that hangs keeps its place. Streams may last, so none
+        /// unless it is set.
+        run_time: Option<Duration>, Span = None;
+        /// What an instance may compute for a run: what it computes while the run goes on, in equal parts for all that do. None
+        /// unless it is set; it costs each step of an instance two looks at the clock.
+        run_cpu: Option<Duration>, Span = None;
+        /// Events of a run: one that emits for ever fills the disk.
+        run_events: u64, Count = 10_000_000;
+        /// Bytes of the events of a run, from when it began or was resumed.
+        run_bytes: u64, Size = GIB;
         /// The largest request body; all of it is held in memory and copied into the guest.
         request_body_bytes: usize, Size = 2 * MIB;
-        /// A guest's linear memory: one agent must not take the host's.
+        /// A guest's linear memory, and the most that it hands over in one call: one agent must not take the host's.
         memory_bytes: usize, Size = 128 * MIB;
+        /// Core instances of an instance: a component may be made of many, each with tables of its own.
+        core_instances: usize, Count = MOST_CORE_INSTANCES;
+        /// Memories of an instance. They share [`memory_bytes`](Self::memory_bytes).
+        memories: usize, Count = MOST_MEMORIES;
+        /// Tables of an instance: the pool has some for each.
+        tables: usize, Count = MOST_TABLES;
+        /// What an instance may hold of the host's at once: calls that wait, streams, runs. Each takes some hundred bytes that are not
+        /// the guest's.
+        handles: usize, Count = 100_000;
         /// How long a guest may compute without return to the host: one that spins holds a worker's share.
         cpu: Duration, Span = Duration::from_secs(5);
         /// How long a module may take to take over what an instance keeps: the instance's requests wait for it.
         migration: Duration, Span = Duration::from_secs(30);
-        /// How long a run that was cancelled may take to end. Then its instance's store is stopped, and runs that share it are
-        /// interrupted.
+        /// How long a run that was cancelled, or went over a limit, may take to return. Then its instance's store is stopped, and
+        /// runs that share it are interrupted.
         cancel_grace: Duration, SpanOrZero = Duration::from_secs(10);
         /// What a guest may write between two suspensions: it is held in memory until the turn is over.
         turn_bytes: usize, Size = 8 * MIB;
@@ -122,6 +149,30 @@ limits! {
         state_bytes: usize, Size = 2 * MIB;
         /// The largest stored value.
         value_bytes: usize, Size = 2 * MIB;
+        /// Bytes of keys and values in an instance's storage: names are free, and a disk is finite.
+        storage_bytes: u64, Size = 64 * MIB as u64;
+        /// Keys in an instance's storage: a live instance that writes there keeps the size of each in memory.
+        storage_keys: usize, Count = 10_000;
+        /// Lines that an instance may log within a second: past this they are dropped and counted. A log has a disk too, and
+        /// readers.
+        log_lines: u32, Count = 1000;
+    }
+
+    /// Limits of agents' requests to others. Each is for one agent.
+    OutboundLimits, written as WrittenOutbound {
+        /// How long a connection may take to be made, TLS included: one that never is would hold a request's place.
+        connect_timeout: Duration, Span = Duration::from_secs(10);
+        /// How long a request may take to be sent and the head of its response to come. A guest can ask for less.
+        response_timeout: Duration, Span = Duration::from_secs(120);
+        /// How long the body of a response may be silent: a server that has gone to sleep holds a request's place.
+        read_stall: Duration, Span = Duration::from_secs(300);
+        /// Requests at once, until their responses' bodies have ended: past this they are refused. Each holds buffers.
+        requests: usize, Count = 64;
+        /// Connections at once, those that wait for another request included: past this, new ones are refused. Each one costs a
+        /// file descriptor.
+        connections: usize, Count = 256;
+        /// How long a connection waits for another request.
+        idle: Duration, SpanOrZero = Duration::from_secs(30);
     }
 
     /// Limits of the journal.

@@ -26,17 +26,23 @@ impl Config {
         };
         out.table("tls", [("cert", tls(|tls| &tls.cert)), ("key", tls(|tls| &tls.key))]);
         out.table("http", self.http.print());
-        out.table(
-            "cors",
-            [("origins", Some(toml::Value::from(self.cors.origins.clone()).to_string()))],
-        );
+        out.table("cors", [("origins", Some(list(self.cors.origins.iter().cloned())))]);
         out.table("deployments", self.deployments.print());
         out.table("instances", self.instances.print());
+        out.table("outbound", self.outbound.print());
         out.table("journal", self.journal.print());
         for (name, agent) in &self.agents {
-            let AgentConfig { config, health, limits } = agent;
-            let health = health.as_deref().map(quoted);
-            out.table(&format!("agents.{name}"), [("health", health)]);
+            let AgentConfig { config, health, allow_hosts, secrets, files, limits } = agent;
+            let hosts =
+                allow_hosts.as_ref().map(|hosts| list(hosts.iter().map(ToString::to_string)));
+            let secrets = list(secrets.keys().cloned());
+            let granted = [
+                ("health", health.as_deref().map(quoted)),
+                ("allow_hosts", hosts),
+                ("secrets", Some(secrets)),
+                ("files", files.as_ref().map(|files| quoted(&files.display().to_string()))),
+            ];
+            out.table(&format!("agents.{name}"), granted);
             if !config.is_empty() {
                 out.heading(&format!("agents.{name}.config"));
                 config.iter().for_each(|(key, value)| out.value(&quoted(key), value.clone()));
@@ -95,4 +101,9 @@ impl Printer {
 /// A string as TOML has it.
 fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
+}
+
+/// Strings as TOML has them.
+fn list(texts: impl Iterator<Item = String>) -> String {
+    toml::Value::from(texts.collect::<Vec<_>>()).to_string()
 }

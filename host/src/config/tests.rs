@@ -89,6 +89,7 @@ fn what_cannot_be_read_is_named_with_file_line_column_and_key() {
         ("[http]\nretry = '999us'", "line 2, column 9", "must be at least 1ms"),
         ("[agents.chat.limits]\n\ncpu = 5", "line 3, column 7", "cpu"),
         ("[agents.chat.limits]\nlog_bytes = 5", "line 2, column 1", "log_bytes"),
+        ("[agents.chat]\nallow_hosts = ['a/b']", "line 2, column 15", "nothing follows its port"),
         ("[agents.chat]\nenv = {}", "line 2, column 1", "env"),
         ("listen = 'here'", "line 1, column 10", "listen"),
         ("grace = ", "line 1, column 9", "grace"),
@@ -120,7 +121,12 @@ fn what_makes_no_sense_is_refused_by_its_key() {
         ("[instances]\nvalue_bytes = '9 MiB'", "instances.turn_bytes"),
         ("[cors]\norigins = ['https://example.org/']", "cors.origins"),
         ("[cors]\norigins = ['Example.org']", "cors.origins"),
+        ("[outbound]\nrequests = 9223372036854775807", "outbound.requests"),
         ("[agents.Chat]", "agents.Chat"),
+        ("[agents.chat]\nsecrets = ['BUREAU_NO_SUCH']", "agents.chat.secrets"),
+        ("[agents.chat]\nsecrets = ['PATH']\nconfig = { PATH = '' }", "agents.chat.secrets"),
+        ("[agents.chat]\nfiles = '/nowhere'", "agents.chat.files"),
+        ("[agents.chat]\nfiles = '/dev/null'", "agents.chat.files"),
         ("[agents.chat.limits]\nevent_bytes = '9 MiB'", "agents.chat.limits.event_bytes"),
     ];
     for (text, key) in cases {
@@ -174,6 +180,9 @@ fn what_is_printed_says_the_same_when_it_is_read() {
         retain_bytes = 0
         [agents.chat]
         health = "/health"
+        allow-hosts = ["*.example.org:8443", "http://[::1]"]
+        secrets = ["PATH"]
+        files = "/"
         config = { "a key" = "a \"value\"\n" }
         limits = { cpu = "1s" }
     "#;
@@ -186,7 +195,13 @@ fn what_is_printed_says_the_same_when_it_is_read() {
 
 #[test]
 fn what_is_printed_has_every_limit_and_no_secret() {
-    let printed = load("admin_token = '0123456789abcdef'").unwrap().print();
+    let written = "admin_token = '0123456789abcdef'\nagents.chat.secrets = ['PATH']";
+    let config = load(written).unwrap();
+    let printed = config.print();
+    let path = std::env::var("PATH").unwrap();
+    assert_eq!(config.agent(&"chat".parse().unwrap()).secrets["PATH"].reveal(), path);
+    assert!(!printed.contains(&path) && !format!("{config:?}").contains(&path), "{printed}");
+    assert!(printed.contains("secrets = [\"PATH\"]"), "{printed}");
     for line in
         ["retry = \"2s\"", "memory_bytes = \"128 MiB\"", "retain_for = \"7days\"", "live = 4096"]
     {

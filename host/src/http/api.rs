@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::future::ready;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::Either::{Left, Right};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
+use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited, StreamBody};
@@ -30,6 +32,7 @@ use super::connections::Connections;
 use super::problem::Problem;
 use super::route::{self, Route};
 use super::sse::{self, EventsBody, Pace};
+use super::upload::Upload;
 use super::{Body, BodyError, cors};
 use crate::agent::{self, Deployed, Directory, Refused, Registry};
 use crate::config::Config;
@@ -38,7 +41,8 @@ use crate::id::{Digest, InstanceKey, RunId};
 use crate::journal::{Journal, Located, NotResumable, Reader};
 use crate::shutdown::Shutdown;
 use crate::wasm::{
-    Answer, Answered, Call, Chunks, Entry, Head, Origin, Request as AgentRequest, RequestHead, Run,
+    Answer, Answered, Call, Chunks, Entry, Head, Kind, Origin, Request as AgentRequest,
+    RequestHead, Response as AgentResponse, Run, Upload as AgentUpload, check_status,
 };
 
 const RUN: HeaderName = HeaderName::from_static("bureau-run");
@@ -119,7 +123,10 @@ impl Api {
     /// A request to an instance: resumes a stream or begins a run. What few requests need is in a box, as the
     /// place for it would be taken by all.
     async fn begin(self: Arc<Self>, mut asked: Asked, accept: Accept) -> Result<Begun, Problem> {
-        if !accept.is_satisfiable() {
+        let speaks_http = |deployed: &Arc<Deployed>| deployed.module.kind() != Kind::Agent;
+        if !accept.is_satisfiable()
+            && !self.registry.current(asked.instance.agent()).is_some_and(|of| speaks_http(&of))
+        {
             return Err(Problem::NotAcceptable);
         }
         if self.shutdown.drain.has_begun() {
@@ -135,7 +142,7 @@ impl Api {
         // Only now: what an agent's runs have emitted can be read whether or not the agent is served.
         let current = || self.registry.current(asked.instance.agent()).ok_or(Fault::UnknownAgent);
         let mut deployed = current()?;
-        if asked.method == Method::HEAD {
+        if asked.method == Method::HEAD && !speaks_http(&deployed) {
             // What a stream would say of itself; only a run could tell whether there would be one.
             let mut response = Response::new(Body::empty());
             sse::insert_headers(response.headers_mut());
@@ -146,7 +153,7 @@ impl Api {
             return Err(Fault::JournalUnavailable.into());
         }
         let mut body = Bytes::new();
-        if !asked.body.is_end_stream() {
+        if !asked.body.is_end_stream() && !speaks_http(&deployed) {
             let limit = deployed.limits.request_body_bytes;
             body = Box::pin(self.read(&mut asked.body, limit)).await?;
             // Reading a body takes as long as the client does, and the module may have been swapped meanwhile.
@@ -219,10 +226,19 @@ impl Api {
         body: Bytes,
         deployed: Arc<Deployed>,
         reset: Option<Reset>,
-    ) -> Result<BegunRun, Fault> {
+    ) -> Result<BegunRun, Problem> {
         let id = RunId::generate();
         let (sender, answered) = oneshot::channel();
-        let Asked { instance, method, path, head, .. } = asked;
+        let Asked { instance, method, path, head, body: rest, .. } = asked;
+        let (mut upload, mut refused) = (None, None);
+        if deployed.module.kind() != Kind::Agent && !rest.is_end_stream() {
+            let (limit, timeout) =
+                (deployed.limits.request_body_bytes, self.config.http.body_timeout);
+            let (body, refusal) = Upload::new(rest, limit, timeout)?;
+            let body = body.boxed_unsync();
+            (upload, refused) =
+                (Some(Box::new(AgentUpload { scheme: Scheme::HTTP, body })), Some(refusal));
+        }
         let request = AgentRequest { method: method.as_str().to_owned(), path, body };
         let origin = Origin {
             last_event_id: reset.as_ref().map(|(id, _)| id.as_str().into()),
@@ -233,11 +249,11 @@ impl Api {
         self.directory
             .send(&instance, &deployed, |ledger| {
                 let run = Run::new(ledger.clone(), id, origin, sender);
-                Call { run, request, entry: Entry::Request }
+                Call { run, request, upload, entry: Entry::Request }
             })
             .map_err(|Refused { fault, .. }| fault)?
             .serve();
-        Ok(BegunRun { id, instance, reset, answered })
+        Ok(BegunRun { id, instance, reset, answered, refused })
     }
 
     /// Answers with the first thing that a run does.
@@ -249,7 +265,10 @@ impl Api {
         origin: Option<HeaderValue>,
     ) -> impl Future<Output = Response<Body>> + use<> {
         async move {
-            let answered = first_act(run.answered).await;
+            let answered = match run.refused {
+                None => first_act(run.answered).await.map_err(Problem::from),
+                Some(refused) => Box::pin(unless_refused(refused, run.answered)).await,
+            };
             let respond = |(answer, module)| {
                 let mut response = self.response(answer, run.reset).unwrap_or_else(|fault| {
                     if let Fault::BadResponse(why) = &fault {
@@ -263,7 +282,7 @@ impl Api {
                 identify(&mut response, run.id, module);
                 response
             };
-            self.respond(answered.map(respond).map_err(Problem::from), accept, origin)
+            self.respond(answered.map(respond), accept, origin)
         }
     }
 
@@ -272,6 +291,7 @@ impl Api {
         match answer {
             Answer::Response(head, body) => respond(head, Body::full(body)),
             Answer::Chunks(head, chunks) => respond(head, chunked(chunks)),
+            Answer::Exchange(response) => Ok(exchanged(*response)),
             Answer::Events(reader) => {
                 let mut response = Response::new(self.events(reader, reset));
                 sse::insert_headers(response.headers_mut());
@@ -309,6 +329,8 @@ struct BegunRun {
     instance: InstanceKey,
     reset: Option<Reset>,
     answered: oneshot::Receiver<Answered>,
+    /// Hears of a request whose body, streamed, is not taken.
+    refused: Option<oneshot::Receiver<Problem>>,
 }
 
 /// The first thing that a run does, once it is durable.
@@ -317,6 +339,19 @@ async fn first_act(answered: oneshot::Receiver<Answered>) -> Result<(Answer, Dig
     let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
     after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
     Ok((answer, module))
+}
+
+/// The first thing that a run does, unless the body of its request is refused before.
+async fn unless_refused(
+    refused: oneshot::Receiver<Problem>,
+    answered: oneshot::Receiver<Answered>,
+) -> Result<(Answer, Digest), Problem> {
+    let mut acted = pin!(first_act(answered));
+    tokio::select! {
+        biased;
+        Ok(problem) = refused => Err(problem),
+        acted = &mut acted => Ok(acted?),
+    }
 }
 
 /// What became of a client's `Last-Event-ID`.
@@ -344,7 +379,13 @@ impl Asked {
         // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
         let url = uri.path_and_query().map_or("/", |target| target.as_str());
         let Route::Agent { instance, path } = route::parse(url)?;
-        let fields = || headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
+        // HTTP/2 has it in the target.
+        let host = uri.authority().filter(|_| !headers.contains_key(header::HOST));
+        let host = host.map(|host| (header::HOST.as_str(), host.as_str().into()));
+        let fields = || {
+            let fields = headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
+            host.clone().into_iter().chain(fields)
+        };
         let head = RequestHead::new(url, fields);
         let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
         let last_event_id = last_event_id.map(Box::new);
@@ -382,13 +423,22 @@ fn value(id: impl std::fmt::Display) -> HeaderValue {
     HeaderValue::try_from(id.to_string()).expect("ids and digests are ASCII letters and digits")
 }
 
+/// The response of an agent that speaks HTTP itself, which may say how long its body is and which trailers follow.
+fn exchanged(response: AgentResponse) -> Response<Body> {
+    let mut response = response.map(Body::Chunks);
+    for field in NOT_THE_AGENTS {
+        if field != header::CONTENT_LENGTH && field != header::TRAILER {
+            response.headers_mut().remove(field);
+        }
+    }
+    response
+}
+
 /// An agent's response, as far as HTTP can carry it.
 fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
     let bad = |why: String| Fault::BadResponse(why);
-    let status = StatusCode::from_u16(head.status)
-        .ok()
-        .filter(|status| status.as_u16() >= 200 && status.as_u16() < 600)
-        .ok_or_else(|| bad(format!("status {} is not one of 200 to 599", head.status)))?;
+    check_status(head.status)?;
+    let status = StatusCode::from_u16(head.status).map_err(|why| bad(why.to_string()))?;
     let mut headers = HeaderMap::with_capacity(head.headers.len() + 2);
     for (name, value) in head.headers {
         let field = HeaderName::try_from(&name).map_err(|_| {

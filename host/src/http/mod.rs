@@ -8,6 +8,7 @@ pub mod accept;
 pub mod problem;
 pub mod sse;
 mod cors;
+mod upload;
 pub mod api;
 pub mod admin;
 pub mod connections;

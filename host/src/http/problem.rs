@@ -86,8 +86,11 @@ impl Problem {
             Self::RunEnded | Self::NothingToRollBackTo => StatusCode::CONFLICT,
             Self::Fault(fault) => match fault {
                 Fault::UnknownAgent => StatusCode::NOT_FOUND,
-                Fault::InstanceBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
+                Fault::InstanceBusy { .. } | Fault::AgentBusy { .. } => {
+                    StatusCode::TOO_MANY_REQUESTS
+                }
                 Fault::HostBusy { .. }
+                | Fault::AgentFull { .. }
                 | Fault::Draining
                 | Fault::JournalUnavailable
                 | Fault::AgentUnavailable
@@ -286,6 +289,8 @@ mod tests {
             (Problem::ModuleNotStored(String::new()), 500, "module-not-stored"),
             (Fault::UnknownAgent.into(), 404, "unknown-agent"),
             (Fault::InstanceBusy { limit: 1 }.into(), 429, "instance-busy"),
+            (Fault::AgentBusy { limit: 1 }.into(), 429, "agent-busy"),
+            (Fault::AgentFull { limit: 1 }.into(), 503, "agent-full"),
             (Fault::HostBusy { limit: 1 }.into(), 503, "host-busy"),
             (Fault::Draining.into(), 503, "draining"),
             (Fault::JournalUnavailable.into(), 503, "journal-unavailable"),
@@ -298,6 +303,14 @@ mod tests {
             (limit(Limit::Cpu(Duration::ZERO)), 502, "cpu-limit"),
             (limit(Limit::Memory(1)), 502, "memory-limit"),
             (limit(Limit::Turn(1)), 502, "turn-limit"),
+            (limit(Limit::CoreInstances(1)), 502, "core-instance-limit"),
+            (limit(Limit::Memories(1)), 502, "memories-limit"),
+            (limit(Limit::Tables(1)), 502, "table-limit"),
+            (limit(Limit::Handles(1)), 502, "handle-limit"),
+            (limit(Limit::RunTime(Duration::ZERO)), 502, "run-time-limit"),
+            (limit(Limit::RunCpu(Duration::ZERO)), 502, "run-cpu-limit"),
+            (limit(Limit::RunEvents(1)), 502, "run-events-limit"),
+            (limit(Limit::RunBytes(1)), 502, "run-bytes-limit"),
             (Fault::BadResponse(String::new()).into(), 502, "bad-response"),
             (Fault::Cancelled.into(), 409, "cancelled"),
             (Fault::Interrupted.into(), 500, "interrupted"),

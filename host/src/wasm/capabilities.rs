@@ -4,7 +4,8 @@
 //! without something that it is not given had better be refused at once than fail at its first request.
 //!
 //! **Mechanism.** Each interface that a component imports belongs to a capability. Some are everyone's; some are there
-//! and empty, since toolchains import them whether or not a program uses them; and some are not there.
+//! and empty unless they are [granted](crate::wasm::Granted), since toolchains import them whether or not a program uses them; and some are not there
+//! unless they are granted. The types of `wasi:http` are everyone's: who answers requests imports them too.
 //!
 //! **Limits.** It tells what a module may ask for, not what it will. **Cost.** A pass over the names.
 
@@ -18,19 +19,22 @@ use serde::Serialize;
 pub enum Capability {
     /// Runs, state, storage and identity of its own instance.
     Instance,
-    /// What the operator configured for the agent.
+    /// What the operator configured for the agent, secrets included.
     Configuration,
     Clocks,
     Random,
     /// Standard output and error, which are the log; no arguments, no environment.
     Output,
+    /// A directory, to read.
     Files,
     Sockets,
+    /// What requests and responses are made of.
+    HttpTypes,
     /// Requests to others.
     Http,
 }
 
-/// Whether agents have it.
+/// Whether an agent has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Provision {
@@ -41,8 +45,18 @@ pub enum Provision {
     Withheld,
 }
 
-/// The packages of each, by how their interfaces' names begin.
-const PACKAGES: [(&str, Capability); 9] = [
+/// A capability that a module asks for, and what its agent has of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Asked {
+    pub name: Capability,
+    pub provision: Provision,
+    /// What exactly, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<String>,
+}
+
+/// The packages or interfaces of each, by how their interfaces' names begin.
+const PACKAGES: [(&str, Capability); 11] = [
     ("bureau:agent/", Capability::Instance),
     ("wasi:config/", Capability::Configuration),
     ("wasi:clocks/", Capability::Clocks),
@@ -51,7 +65,9 @@ const PACKAGES: [(&str, Capability); 9] = [
     ("wasi:io/", Capability::Output),
     ("wasi:filesystem/", Capability::Files),
     ("wasi:sockets/", Capability::Sockets),
-    ("wasi:http/", Capability::Http),
+    ("wasi:http/types@", Capability::HttpTypes),
+    ("wasi:http/client@", Capability::Http),
+    ("wasi:http/outgoing-handler@", Capability::Http),
 ];
 
 impl Capability {
@@ -59,17 +75,6 @@ impl Capability {
     pub fn of(import: &str) -> Option<Self> {
         let of = PACKAGES.iter().find(|(package, _)| import.starts_with(package));
         of.map(|(_, capability)| *capability)
-    }
-
-    /// Whether agents have it.
-    pub fn provision(self) -> Provision {
-        match self {
-            Self::Instance | Self::Configuration | Self::Clocks | Self::Random | Self::Output => {
-                Provision::Given
-            }
-            Self::Files | Self::Sockets => Provision::Empty,
-            Self::Http => Provision::Withheld,
-        }
     }
 }
 
@@ -83,7 +88,20 @@ impl fmt::Display for Capability {
             Self::Output => "output",
             Self::Files => "files",
             Self::Sockets => "sockets",
+            Self::HttpTypes => "http-types",
             Self::Http => "http",
         })
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, provision, of } = self;
+        match provision {
+            Provision::Given if of.is_empty() => write!(f, "{name}"),
+            Provision::Given => write!(f, "{name} ({})", of.join(", ")),
+            Provision::Empty => write!(f, "{name} (there, and empty)"),
+            Provision::Withheld => write!(f, "{name} (not given)"),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The way of a chunked body: from the stream that a guest writes to the response that a client reads.
+//! The way of a body in chunks: from the stream that a guest writes to the response that a client reads.
 //!
 //! **Problem.** The bytes are not journaled, yet what a client sees must not run ahead of what is durable, a
 //! slow client must slow the guest's writes and nothing else, and a body that was cut off must not look complete.
@@ -29,7 +29,7 @@ use crate::wasm::session::Session;
 const AHEAD: usize = 4;
 
 /// The most that one chunk takes.
-const MAX_CHUNK: usize = 64 * 1024;
+pub(super) const MAX_CHUNK: usize = 64 * 1024;
 
 /// Bytes of a body, and what must be durable before they leave.
 pub type Chunk = (Bytes, Ticket);
@@ -70,10 +70,24 @@ impl Chunks {
     }
 }
 
+/// Whose body passes a pipe, and who hears of how it goes.
+pub(super) trait Passage: Send + Unpin + 'static {
+    /// Whether so many more bytes may pass. If not, the guest's stream ends here.
+    fn passes(&mut self, _bytes: usize) -> bool {
+        true
+    }
+
+    /// The client has gone.
+    fn left(&mut self) {}
+
+    /// The guest's stream has ended, by the guest or after one of the others.
+    fn ended(&mut self, end: End);
+}
+
 /// The guest's end of a chunked body: a consumer of its stream.
-pub(super) struct Pipe {
+pub(super) struct Pipe<P: Passage> {
     session: Arc<Session>,
-    run: Run,
+    passage: P,
     sender: mpsc::Sender<Chunk>,
     reserving: Option<Pin<Box<dyn Future<Output = Reserved> + Send>>>,
     complete: Arc<AtomicBool>,
@@ -81,15 +95,24 @@ pub(super) struct Pipe {
 
 type Reserved = Result<mpsc::OwnedPermit<Chunk>, mpsc::error::SendError<()>>;
 
-/// The two ends of the body of a run's response.
-pub(super) fn channel(session: Arc<Session>, run: Run) -> (Pipe, Chunks) {
+/// The two ends of the body of a response.
+pub(super) fn channel<P: Passage>(session: Arc<Session>, passage: P) -> (Pipe<P>, Chunks) {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let complete = Arc::new(AtomicBool::new(false));
-    let pipe = Pipe { session, run, sender, reserving: None, complete: complete.clone() };
+    let pipe = Pipe { session, passage, sender, reserving: None, complete: complete.clone() };
     (pipe, Chunks { receiver, complete })
 }
 
-impl StreamConsumer<Context> for Pipe {
+/// The body of an agent's run, which ends with it.
+pub(super) struct OfRun(pub(super) Arc<Session>, pub(super) Run);
+
+impl Passage for OfRun {
+    fn ended(&mut self, end: End) {
+        self.0.conclude(&self.1, end);
+    }
+}
+
+impl<P: Passage> StreamConsumer<Context> for Pipe<P> {
     type Item = u8;
 
     fn poll_consume(
@@ -109,12 +132,16 @@ impl StreamConsumer<Context> for Pipe {
         };
         this.reserving = None;
         let Ok(permit) = reserved else {
-            // The client has gone, which ends the stream for the guest.
+            // Which ends the stream for the guest.
+            this.passage.left();
             return Poll::Ready(Ok(StreamResult::Dropped));
         };
         let mut source = source.as_direct(store);
         let available = source.remaining();
         let bytes = Bytes::copy_from_slice(&available[..available.len().min(MAX_CHUNK)]);
+        if !this.passage.passes(bytes.len()) {
+            return Poll::Ready(Ok(StreamResult::Dropped));
+        }
         source.mark_read(bytes.len());
         if !bytes.is_empty() {
             this.session.chunk(permit, bytes);
@@ -123,11 +150,11 @@ impl StreamConsumer<Context> for Pipe {
     }
 }
 
-impl Drop for Pipe {
+impl<P: Passage> Drop for Pipe<P> {
     fn drop(&mut self) {
         if self.session.is_polling() {
             let end = End { complete: self.complete.clone(), _sender: self.sender.clone() };
-            self.session.conclude(&self.run, end);
+            self.passage.ended(end);
         }
     }
 }

@@ -6,36 +6,38 @@
 //! table of handles. Functions that never wait add to the turn; those that wait do so concurrently, so that
 //! other calls on the instance go on meanwhile.
 //!
-//! **Limits.** Each value's size, the turn's, and the memory of the store, by configuration. A guest that
+//! **Limits.** Each value's size, the turn's, and what the store is made of, by configuration. A guest that
 //! exceeds one gets an error where the interface has one, and traps where it has none.
 //!
 //! **Cost.** Less than a microsecond a call, beyond what the function does.
 
-use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use wasmtime::component::{Accessor, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use crate::config::InstanceLimits;
 use crate::journal::Pair;
 use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, StoreError};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
+use crate::wasm::granted::Granted;
 use crate::wasm::log::GuestLog;
 use crate::wasm::run::Run;
 use crate::wasm::session::{EmitRefused, Session, WriteRefused};
-
-/// Values that the operator gives an agent, by `wasi:config/store`.
-pub type Variables = Arc<BTreeMap<String, String>>;
+use crate::wasm::wasi_http::{self, Http};
 
 /// The data of one store.
 pub(super) struct Context {
-    session: Arc<Session>,
-    variables: Variables,
-    /// Made when the guest first asks for something of it, which many never do.
+    pub(super) session: Arc<Session>,
+    pub(super) granted: Arc<Granted>,
+    /// Made when the guest first asks for something of it, which many never do, unless it has files.
     wasi: Option<WasiCtx>,
+    /// Likewise.
+    pub(super) http: Option<Box<Http>>,
     pub(super) table: ResourceTable,
-    memory: MemoryLimit,
+    limiter: Limiter,
 }
 
 /// A guest used up what it may have.
@@ -46,16 +48,21 @@ pub(super) enum LimitReached {
     Cpu(u64),
 }
 
-struct MemoryLimit {
+/// What the store may be made of.
+struct Limiter {
+    limits: Arc<InstanceLimits>,
+    /// Bytes of memory.
     used: usize,
-    limit: usize,
+    /// Whether the guest asked for more of them than it may have.
     reached: bool,
 }
 
 impl Context {
-    pub(super) fn new(session: Arc<Session>, variables: Variables) -> Self {
-        let memory = MemoryLimit { used: 0, limit: session.limits().memory_bytes, reached: false };
-        Self { session, variables, wasi: None, table: ResourceTable::new(), memory }
+    /// What a guest that is granted this finds. It fails when what is granted cannot be opened.
+    pub(super) fn new(session: Arc<Session>, granted: Arc<Granted>) -> io::Result<Self> {
+        let limiter = Limiter { limits: session.limits().clone(), used: 0, reached: false };
+        let wasi = granted.has_files().then(|| wasi(&session, &granted)).transpose()?;
+        Ok(Self { session, granted, wasi, http: None, table: ResourceTable::new(), limiter })
     }
 
     /// What the store and its actor share.
@@ -65,12 +72,12 @@ impl Context {
 
     /// Whether the guest asked for more memory than it may have.
     pub(super) fn memory_limit_reached(&self) -> bool {
-        self.memory.reached
+        self.limiter.reached
     }
 
     /// The store's limiter.
     pub(super) fn limiter(&mut self) -> &mut dyn ResourceLimiter {
-        &mut self.memory
+        &mut self.limiter
     }
 
     /// What happens on an epoch tick in guest code: give way from the second one on, or end when it has been too long.
@@ -91,6 +98,7 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
     type Own = HasSelf<Context>;
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     wasmtime_wasi::p3::add_to_linker(linker)?;
+    wasi_http::link(linker)?;
     types::add_to_linker::<_, Own>(linker, |context| context)?;
     runs::add_to_linker::<_, Own>(linker, |context| context)?;
     state::add_to_linker::<_, Own>(linker, |context| context)?;
@@ -99,25 +107,32 @@ pub(super) fn link(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
     config::add_to_linker::<_, Own>(linker, |context| context)
 }
 
-/// Clocks, random numbers, and a log for what the guest prints.
-fn without_grants(session: &Arc<Session>) -> WasiCtx {
+/// The most random bytes of one call, in which the guest does not give way: some milliseconds.
+const MAX_RANDOM: u64 = 1 << 20;
+
+/// Clocks, random numbers, a log for what the guest prints, and its files.
+fn wasi(session: &Arc<Session>, granted: &Granted) -> io::Result<WasiCtx> {
+    let mut wasi = without_files(session);
+    granted.open_files(&mut wasi)?;
+    Ok(wasi.build())
+}
+
+fn without_files(session: &Arc<Session>) -> WasiCtxBuilder {
     let log = |stream| GuestLog::new(session.clone(), stream);
-    WasiCtxBuilder::new()
-        .stdout(log("stdout"))
-        .stderr(log("stderr"))
-        .allow_tcp(false)
-        .allow_udp(false)
-        .build()
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.stdout(log("stdout")).stderr(log("stderr")).allow_tcp(false).allow_udp(false);
+    wasi.max_random_size(MAX_RANDOM);
+    wasi
 }
 
 impl WasiView for Context {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let ctx = self.wasi.get_or_insert_with(|| without_grants(&self.session));
+        let ctx = self.wasi.get_or_insert_with(|| without_files(&self.session).build());
         WasiCtxView { ctx, table: &mut self.table }
     }
 }
 
-impl ResourceLimiter for MemoryLimit {
+impl ResourceLimiter for Limiter {
     fn memory_growing(
         &mut self,
         current: usize,
@@ -125,8 +140,9 @@ impl ResourceLimiter for MemoryLimit {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let used = self.used + desired.saturating_sub(current);
-        self.reached |= used > self.limit;
-        if used > self.limit {
+        let limit = self.limits.memory_bytes;
+        self.reached |= used > limit;
+        if used > limit {
             return Ok(false);
         }
         self.used = used;
@@ -141,6 +157,18 @@ impl ResourceLimiter for MemoryLimit {
     ) -> wasmtime::Result<bool> {
         // The pool's own limit on a table's elements holds.
         Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.core_instances
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables
     }
 }
 
@@ -242,6 +270,8 @@ fn written(written: Result<(), WriteRefused>) -> wasmtime::Result<Result<(), Sto
         Err(WriteRefused::Outdated(outdated)) => {
             Ok(Err(StoreError::Unavailable(outdated.to_string())))
         }
+        Err(WriteRefused::StorageFull(full)) => Ok(Err(StoreError::Invalid(full.to_string()))),
+        Err(WriteRefused::Unreadable(fault)) => Ok(Err(unavailable(fault))),
         Err(WriteRefused::TurnTooLarge(too_large)) => Err(too_large.into()),
     }
 }
@@ -334,10 +364,10 @@ impl identity::Host for Context {
 
 impl config::Host for Context {
     fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<String>, config::Error>> {
-        Ok(Ok(self.variables.get(&key).cloned()))
+        Ok(Ok(self.granted.value(&key).map(String::from)))
     }
 
     fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::Error>> {
-        Ok(Ok(self.variables.iter().map(|(key, value)| (key.clone(), value.clone())).collect()))
+        Ok(Ok(self.granted.values()))
     }
 }

@@ -24,6 +24,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use wasmtime::component::Linker;
 use wasmtime::{Config, PoolingAllocationConfig};
 
+use crate::config::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use crate::wasm::context::{self, Context};
 
 /// How often guest code gives way, once it has computed for as long.
@@ -128,9 +129,9 @@ fn configuration(live: usize, memory: usize) -> Config {
         .max_memory_size(memory)
         .max_component_instance_size(16 << 20)
         .max_core_instance_size(4 << 20)
-        .max_core_instances_per_component(200)
-        .max_memories_per_component(20)
-        .max_tables_per_component(200)
+        .max_core_instances_per_component(MOST_CORE_INSTANCES as u32)
+        .max_memories_per_component(MOST_MEMORIES as u32)
+        .max_tables_per_component(MOST_TABLES as u32)
         .max_tables_per_module(20)
         .max_memories_per_module(4)
         .table_elements(MAX_TABLE_ELEMENTS)

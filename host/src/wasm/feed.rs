@@ -10,7 +10,7 @@
 //! `Arc` and a push when somebody does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::broadcast;
 
@@ -22,8 +22,21 @@ const BEHIND: usize = 1024;
 
 /// Where news go.
 pub struct Feed {
+    /// What is counted rather than told.
+    pub counts: Counts,
     watchers: AtomicUsize,
     sender: broadcast::Sender<News>,
+}
+
+/// What went wrong with guests since the host started.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Panics of host functions.
+    pub panics: AtomicU64,
+    /// Stores that were stopped, as a run in them did not end.
+    pub stopped: AtomicU64,
+    /// Lines that guests logged in vain.
+    pub dropped_lines: AtomicU64,
 }
 
 /// Something that happened.
@@ -49,7 +62,8 @@ pub enum Happening {
 
 impl Default for Feed {
     fn default() -> Self {
-        Self { watchers: AtomicUsize::new(0), sender: broadcast::Sender::new(BEHIND) }
+        let (counts, watchers) = (Counts::default(), AtomicUsize::new(0));
+        Self { counts, watchers, sender: broadcast::Sender::new(BEHIND) }
     }
 }
 

@@ -8,21 +8,29 @@
 //! does not have is as the journal has it. It notes with what a module writes that it is of that module. A module that takes over
 //! what another wrote puts up a *fence*: it waits for the turns that are being made, and from then on older stores of the instance cannot write.
 //!
-//! **Limits.** The document's size, by configuration; undurable storage writes, by the turn's.
+//! The first write to storage counts what is stored, and from then on each turn that is handed over is added up. Two stores that write at the
+//! same time do not see each other's turn before that, and may together go over the limit by one.
 //!
-//! **Cost.** A lane, a mutex, and the document once it was used.
+//! **Limits.** The document's size, and what is stored in all, by configuration; undurable storage writes, by the turn's.
+//!
+//! **Cost.** A lane, a mutex, the document once it was used, and the keys once storage was written to: counting reads all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::config::InstanceLimits;
 use crate::id::{Digest, InstanceKey, RunId, Seq};
 use crate::journal::{
     Journal, Lane, Pair, Reader, StoreError, Tail, Ticket, Turn, Unavailable, Write,
 };
 use crate::wasm::feed::Feed;
+use crate::wasm::log::Lines;
+
+/// How many bytes of what is stored are in memory at once while it is counted.
+const COUNTED_AT_ONCE: usize = 1 << 20;
 
 /// The writes of one instance.
 pub struct Ledger {
@@ -31,6 +39,7 @@ pub struct Ledger {
     feed: Arc<Feed>,
     lane: Arc<Lane>,
     memory: Mutex<Memory>,
+    lines: Mutex<Lines>,
     /// Wakes who waits for the turns in the making that write.
     written: Notify,
 }
@@ -41,12 +50,66 @@ struct Memory {
     document: Option<Option<Arc<str>>>,
     /// Storage writes that may not be durable yet.
     storage: BTreeMap<Box<str>, (Option<Bytes>, Ticket)>,
+    /// What is stored, with those writes, once it was counted.
+    stored: Option<Stored>,
     /// The module that wrote last, once that is known.
     module: Option<Option<Digest>>,
     /// Turns in the making that write to the document or the storage.
     writing: usize,
     /// Stores of an earlier version of the agent cannot write.
     fence: u64,
+}
+
+/// How much an instance has stored.
+#[derive(Default)]
+struct Stored {
+    /// The size of each key's value.
+    sizes: HashMap<Box<str>, usize>,
+    /// All keys and values.
+    bytes: u64,
+}
+
+impl Stored {
+    fn write(&mut self, key: &str, size: Option<usize>) {
+        let before = match size {
+            Some(size) => self.sizes.insert(key.into(), size),
+            None => self.sizes.remove(key),
+        };
+        let bytes = |size: Option<usize>| size.map_or(0, |size| (key.len() + size) as u64);
+        self.bytes = self.bytes + bytes(size) - bytes(before);
+    }
+}
+
+/// By how much writes change what is stored.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Growth {
+    keys: i64,
+    bytes: i64,
+}
+
+impl Growth {
+    /// Both of them.
+    pub(super) fn and(self, more: Self) -> Self {
+        Self { keys: self.keys + more.keys, bytes: self.bytes + more.bytes }
+    }
+
+    /// That of a write to one key, by the sizes of its values.
+    fn of(key: &str, before: Option<usize>, after: Option<usize>) -> Self {
+        let taken = |size: Option<usize>| {
+            size.map_or(Self::default(), |size| Self { keys: 1, bytes: (key.len() + size) as i64 })
+        };
+        let (before, after) = (taken(before), taken(after));
+        Self { keys: after.keys - before.keys, bytes: after.bytes - before.bytes }
+    }
+}
+
+/// An instance has stored as much as it may.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum StorageFull {
+    #[error("the storage of an instance takes at most {0} bytes of keys and values")]
+    Bytes(u64),
+    #[error("the storage of an instance takes at most {0} keys")]
+    Keys(usize),
 }
 
 /// What an instance keeps has been taken over by a newer module.
@@ -60,7 +123,13 @@ impl Ledger {
     /// The ledger of an instance that has none.
     pub fn new(journal: Journal, feed: Arc<Feed>, key: InstanceKey) -> Self {
         let lane = journal.lane(key.clone());
-        Self { key, journal, feed, lane, memory: Mutex::default(), written: Notify::new() }
+        let (memory, lines, written) = (Mutex::default(), Mutex::default(), Notify::new());
+        Self { key, journal, feed, lane, memory, lines, written }
+    }
+
+    /// The lines that the instance has logged.
+    pub(super) fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is told what happens.
@@ -116,6 +185,11 @@ impl Ledger {
         // Under the lock, so that what memory holds last is what the lane has last.
         let ticket = self.lane.submit(turn);
         if !stored.is_empty() {
+            if let Some(counted) = &mut memory.stored {
+                for (key, value) in &stored {
+                    counted.write(key, value.as_ref().map(Bytes::len));
+                }
+            }
             memory.storage.retain(|_, (_, written)| !written.is_durable());
             let written = |(key, value)| (key, (value, ticket.clone()));
             memory.storage.extend(stored.into_iter().map(written));
@@ -200,6 +274,62 @@ impl Ledger {
         self.read(move |journal, instance| journal.value(instance, &key)).await
     }
 
+    /// What writing to a key changes, which a turn has written before if `in_turn`. The first call reads all that the instance
+    /// has stored, as the interface has the guest not wait for a write.
+    pub(super) fn growth(
+        &self,
+        key: &str,
+        in_turn: Option<Option<usize>>,
+        size: Option<usize>,
+    ) -> Result<Growth, StoreError> {
+        let mut memory = self.memory();
+        if memory.stored.is_none() {
+            memory.stored = Some(self.count(&memory.storage)?);
+        }
+        let stored = || memory.stored.as_ref()?.sizes.get(key).copied();
+        Ok(Growth::of(key, in_turn.unwrap_or_else(stored), size))
+    }
+
+    /// Whether there is room for the growth of a turn, of which its last write has brought this.
+    pub(super) fn check_room(
+        &self,
+        growth: Growth,
+        last: Growth,
+        limits: &InstanceLimits,
+    ) -> Result<(), StorageFull> {
+        let memory = self.memory();
+        let (keys, bytes) =
+            memory.stored.as_ref().map_or((0, 0), |stored| (stored.sizes.len(), stored.bytes));
+        // What makes it no worse is taken, also when there was more than the limit is now.
+        if last.keys > 0 && keys.saturating_add_signed(growth.keys as isize) > limits.storage_keys {
+            return Err(StorageFull::Keys(limits.storage_keys));
+        }
+        if last.bytes > 0 && bytes.saturating_add_signed(growth.bytes) > limits.storage_bytes {
+            return Err(StorageFull::Bytes(limits.storage_bytes));
+        }
+        Ok(())
+    }
+
+    /// What the journal has, with these writes on top.
+    fn count(
+        &self,
+        undurable: &BTreeMap<Box<str>, (Option<Bytes>, Ticket)>,
+    ) -> Result<Stored, StoreError> {
+        let mut stored = Stored::default();
+        let mut after: Option<Box<str>> = None;
+        loop {
+            let page =
+                self.journal.list(&self.key, "", after.as_deref(), usize::MAX, COUNTED_AT_ONCE)?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            page.iter().for_each(|(key, value)| stored.write(key, Some(value.len())));
+        }
+        for (key, (value, _)) in undurable {
+            stored.write(key, value.as_ref().map(Bytes::len));
+        }
+        Ok(stored)
+    }
+
     /// At most `limit` pairs and `max_bytes` of those under a prefix, after a key. Everything handed over
     /// must be durable.
     pub(super) async fn list(
@@ -223,6 +353,13 @@ impl Ledger {
         tokio::task::spawn_blocking(move || read(&ledger.journal, &ledger.key))
             .await
             .unwrap_or_else(|failed| Err(StoreError(format!("the read did not end: {failed}"))))
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut *self.lines());
+        lines.tell(&self.key);
     }
 }
 

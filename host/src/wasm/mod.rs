@@ -2,31 +2,42 @@
 //!
 //! `engine` makes the one engine, linker and clock; `module` turns bytes into something that can be
 //! instantiated, and `capabilities` says what it would need; `run`, `ledger` and `session` are what a call, an instance and a store have written; `context`
-//! is what a guest can call, `store` a live component instance, `chunks` the way of a raw body, `log` where
+//! is what a guest can call, `store` a live component instance, `account` and `watchdog` what ends its runs when they do not, `chunks` the
+//! way of a raw body, `wasi_http` what others than agents of ours import, `exchange` their requests, `log` where
 //! a guest's output goes, and `feed` where an operator hears of what happens.
 
+mod account;
 mod bindings;
 mod capabilities;
 mod chunks;
 mod context;
 mod engine;
+mod exchange;
 mod feed;
+mod granted;
 mod ledger;
 mod load;
 mod log;
 mod module;
+mod outbound;
 mod run;
 mod session;
 mod store;
+#[cfg(test)]
+mod testing;
+mod wasi_http;
+mod watchdog;
 
-pub use self::capabilities::{Capability, Provision};
+pub use self::capabilities::{Asked, Capability, Provision};
 pub use self::chunks::{Chunk, Chunks, Truncated};
-pub use self::context::Variables;
 pub use self::engine::{Engine, EngineError, Modules};
-pub use self::feed::{Feed, Happening, News, Watcher};
+pub use self::exchange::{Response, Upload, UploadError};
+pub use self::feed::{Counts, Feed, Happening, News, Watcher};
+pub use self::granted::Granted;
 pub use self::ledger::Ledger;
 pub use self::load::Load;
-pub use self::module::{Gate, Inspection, LoadError, LoadKnownError, Module, Shape, inspect};
-pub use self::run::{Answer, Answered, Head, Origin, RequestHead, Run, epitaph};
+pub use self::module::{Gate, Inspection, Kind, LoadError, LoadKnownError, Module, Shape, inspect};
+pub use self::run::{Answer, Answered, Head, Origin, RequestHead, Run, check_status, epitaph};
 pub use self::session::{Running, Session};
 pub use self::store::{Call, Entry, LiveStore, Request, StartError};
+pub use self::watchdog::Watchdog;

@@ -5,7 +5,7 @@
 //!
 //! **Mechanism.** Bytes are compiled, or found in the cache by their digest and the engine's compatibility;
 //! what the component imports is held against the [capabilities](Capability), then resolved against the linker; exports are
-//! looked up by interface. A cache entry begins with the
+//! looked up by interface: an agent has this host's own or, if not, that of `wasi:http`. A cache entry begins with the
 //! digest of its module's and of what follows, and one that does not match is compiled anew: compiled code is trusted blindly by
 //! wasmtime, so it must be whole, and that of no other module.
 //!
@@ -26,20 +26,44 @@ use wasmtime::component::{Component, InstancePre};
 
 use crate::id::Digest;
 use crate::wasm::bindings::{handler, migration, resumption};
-use crate::wasm::capabilities::{Capability, Provision};
+use crate::wasm::capabilities::{Asked, Capability, Provision};
 use crate::wasm::context::Context;
 use crate::wasm::engine::{Engine, Modules};
+use crate::wasm::exchange::HandlerIndices;
+use crate::wasm::granted::Granted;
 
 /// A module that fits the interface.
 pub struct Module {
     digest: Digest,
     shape: Shape,
     pub(super) pre: InstancePre<Context>,
-    pub(super) handler: handler::GuestIndices,
-    pub(super) resumption: Option<resumption::GuestIndices>,
-    pub(super) migration: Option<migration::GuestIndices>,
+    pub(super) exports: Exports,
     /// Counted among those in memory.
     _loaded: Loaded,
+}
+
+/// Where a module exports what it is called by.
+pub(super) enum Exports {
+    Agent {
+        handler: handler::GuestIndices,
+        resumption: Option<resumption::GuestIndices>,
+        migration: Option<migration::GuestIndices>,
+    },
+    Http(HandlerIndices),
+}
+
+/// What a module is called by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Kind {
+    /// This host's own interface.
+    #[serde(rename = "agent")]
+    Agent,
+    /// `wasi:http/handler` 0.3.
+    #[serde(rename = "wasi-http-0.3")]
+    WasiHttp03,
+    /// `wasi:http/incoming-handler` 0.2.
+    #[serde(rename = "wasi-http-0.2")]
+    WasiHttp02,
 }
 
 /// What a component takes and offers, by the names of its interfaces.
@@ -82,12 +106,13 @@ pub enum LoadError {
     #[error("the component's imports are not what the host has: {0}")]
     Imports(String),
     #[error(
-        "the component needs {capability}, which agents are not given here: it imports {}", list(.imports)
+        "the component needs http, which its agent is not granted: it imports {}; the hosts that it may reach \
+         are named by `allow_hosts` in [agents.NAME]", list(.0)
     )]
-    NotGranted { capability: Capability, imports: Vec<String> },
+    NotGranted(Vec<String>),
     #[error(
-        "the component does not export {HANDLER}, which every agent has (in Rust: bureau_sdk::export!); \
-         it exports {}", list(.0)
+        "the component does not export {HANDLER}, which every agent has (in Rust: bureau_sdk::export!), \
+         nor {HTTP_03} or {HTTP_02}, which serve as well; it exports {}", list(.0)
     )]
     NoHandler(Vec<String>),
     #[error("the component's export {export} does not have the expected type: {cause}")]
@@ -113,7 +138,7 @@ impl LoadError {
             | Self::Imports(_)
             | Self::NoHandler(_)
             | Self::Export { .. } => Gate::Interface,
-            Self::NotGranted { .. } => Gate::Capabilities,
+            Self::NotGranted(_) => Gate::Capabilities,
             Self::NotInstantiated(_) => Gate::Instantiation,
             Self::Unhealthy(_) => Gate::Health,
         }
@@ -123,22 +148,25 @@ impl LoadError {
 const HANDLER: &str = "bureau:agent/handler@0.1.0";
 const RESUMPTION: &str = "bureau:agent/resumption@0.1.0";
 const MIGRATION: &str = "bureau:agent/migration@0.1.0";
+const HTTP_03: &str = "wasi:http/handler@0.3";
+const HTTP_02: &str = "wasi:http/incoming-handler@0.2";
 
 impl Module {
-    /// Compiles and checks a module. It computes for as long as it takes: not for an async thread.
-    pub fn load(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
+    /// Compiles a module and checks it, for an agent that is granted this. It computes for as long as it takes: not for an async thread.
+    pub fn load(engine: &Engine, bytes: &[u8], granted: &Granted) -> Result<Self, LoadError> {
         let digest = Digest::of(bytes);
         let component = match engine.cached(digest) {
             Some(component) => component,
             None => engine.compile(digest, bytes)?,
         };
-        Self::check(engine, digest, component)
+        Self::check(engine, digest, component, granted)
     }
 
     /// Loads a module that was checked before. Its bytes are only read when its code is not in the cache. Not for an async thread.
     pub fn load_known(
         engine: &Engine,
         digest: Digest,
+        granted: &Granted,
         read: impl FnOnce() -> io::Result<Vec<u8>>,
     ) -> Result<Self, LoadKnownError> {
         let component = match engine.cached(digest) {
@@ -151,31 +179,44 @@ impl Module {
                 engine.compile(digest, &bytes)?
             }
         };
-        Ok(Self::check(engine, digest, component)?)
+        Ok(Self::check(engine, digest, component, granted)?)
     }
 
-    fn check(engine: &Engine, digest: Digest, component: Component) -> Result<Self, LoadError> {
+    fn check(
+        engine: &Engine,
+        digest: Digest,
+        component: Component,
+        granted: &Granted,
+    ) -> Result<Self, LoadError> {
         let shape = Shape::of(engine, &component);
-        shape.check_imports()?;
+        shape.check_imports(granted)?;
         let pre = engine
             .linker
             .instantiate_pre(&component)
             .map_err(|cause| LoadError::Imports(format!("{cause:#}")))?;
-        if !shape.exports.contains(HANDLER) {
-            return Err(LoadError::NoHandler(shape.exports.into_iter().collect()));
-        }
         let mistyped =
             |export| move |cause| LoadError::Export { export, cause: format!("{cause:#}") };
-        let handler = handler::GuestIndices::new(&pre).map_err(mistyped(HANDLER))?;
         let has = |export| shape.exports.contains(export);
-        let resumption = has(RESUMPTION)
-            .then(|| resumption::GuestIndices::new(&pre).map_err(mistyped(RESUMPTION)))
-            .transpose()?;
-        let migration = has(MIGRATION)
-            .then(|| migration::GuestIndices::new(&pre).map_err(mistyped(MIGRATION)))
-            .transpose()?;
+        let exports = match shape.kind() {
+            Some(Kind::Agent) => Exports::Agent {
+                handler: handler::GuestIndices::new(&pre).map_err(mistyped(HANDLER))?,
+                resumption: has(RESUMPTION)
+                    .then(|| resumption::GuestIndices::new(&pre).map_err(mistyped(RESUMPTION)))
+                    .transpose()?,
+                migration: has(MIGRATION)
+                    .then(|| migration::GuestIndices::new(&pre).map_err(mistyped(MIGRATION)))
+                    .transpose()?,
+            },
+            Some(Kind::WasiHttp03) => {
+                Exports::Http(HandlerIndices::v03(&pre).map_err(mistyped(HTTP_03))?)
+            }
+            Some(Kind::WasiHttp02) => {
+                Exports::Http(HandlerIndices::v02(&pre).map_err(mistyped(HTTP_02))?)
+            }
+            None => return Err(LoadError::NoHandler(shape.exports.into_iter().collect())),
+        };
         let loaded = Loaded::new(engine.modules(), code_bytes(&component));
-        Ok(Self { digest, shape, pre, handler, resumption, migration, _loaded: loaded })
+        Ok(Self { digest, shape, pre, exports, _loaded: loaded })
     }
 
     /// The digest of the module's bytes.
@@ -188,14 +229,22 @@ impl Module {
         &self.shape
     }
 
+    /// What the module is called by.
+    pub fn kind(&self) -> Kind {
+        match &self.exports {
+            Exports::Agent { .. } => Kind::Agent,
+            Exports::Http(indices) => indices.kind(),
+        }
+    }
+
     /// Whether the module goes on with runs that were interrupted.
     pub fn resumes(&self) -> bool {
-        self.resumption.is_some()
+        matches!(&self.exports, Exports::Agent { resumption: Some(_), .. })
     }
 
     /// Whether the module takes over what instances keep from other modules.
     pub fn migrates(&self) -> bool {
-        self.migration.is_some()
+        matches!(&self.exports, Exports::Agent { migration: Some(_), .. })
     }
 }
 
@@ -220,24 +269,38 @@ impl Shape {
         }
     }
 
-    /// What the imports say that the component would need.
-    pub fn capabilities(&self) -> BTreeSet<Capability> {
-        self.imports.iter().filter_map(|import| Capability::of(import)).collect()
+    /// What the imports say that the component would need, and what an agent that is granted this has of it.
+    pub fn asks(&self, granted: &Granted) -> Vec<Asked> {
+        let asked: BTreeSet<_> =
+            self.imports.iter().filter_map(|name| Capability::of(name)).collect();
+        asked.into_iter().map(|capability| granted.answer(capability)).collect()
     }
 
-    fn check_imports(&self) -> Result<(), LoadError> {
+    /// What a component of this shape is called by, if it is an agent.
+    pub fn kind(&self) -> Option<Kind> {
+        let has = |prefix| self.exports.iter().any(|export| export.starts_with(prefix));
+        if self.exports.contains(HANDLER) {
+            Some(Kind::Agent)
+        } else if has(HTTP_03) {
+            Some(Kind::WasiHttp03)
+        } else if has(HTTP_02) {
+            Some(Kind::WasiHttp02)
+        } else {
+            None
+        }
+    }
+
+    fn check_imports(&self, granted: &Granted) -> Result<(), LoadError> {
         let unknown = |import: &&String| Capability::of(import).is_none();
         let unknown: Vec<_> = self.imports.iter().filter(unknown).cloned().collect();
         if !unknown.is_empty() {
             return Err(LoadError::UnknownImports(unknown));
         }
-        let withheld = |capability: &Capability| capability.provision() == Provision::Withheld;
-        let Some(capability) = self.capabilities().into_iter().find(withheld) else {
-            return Ok(());
+        let withheld = |import: &&String| {
+            Capability::of(import).is_some_and(|of| granted.provision(of) == Provision::Withheld)
         };
-        let of = |import: &&String| Capability::of(import) == Some(capability);
-        let imports = self.imports.iter().filter(of).cloned().collect();
-        Err(LoadError::NotGranted { capability, imports })
+        let withheld: Vec<_> = self.imports.iter().filter(withheld).cloned().collect();
+        if withheld.is_empty() { Ok(()) } else { Err(LoadError::NotGranted(withheld)) }
     }
 }
 
@@ -278,13 +341,13 @@ pub struct Inspection {
     pub refused: Option<LoadError>,
 }
 
-/// Compiles a component and looks at it. It computes for as long as it takes.
-pub fn inspect(engine: &Engine, bytes: &[u8]) -> Result<Inspection, LoadError> {
+/// Compiles a component and looks at it, as at one of an agent that is granted this. It computes for as long as it takes.
+pub fn inspect(engine: &Engine, bytes: &[u8], granted: &Granted) -> Result<Inspection, LoadError> {
     let digest = Digest::of(bytes);
     let component = engine.compilers.install(|| compile(engine, bytes))?;
     let shape = Shape::of(engine, &component);
     let code_bytes = code_bytes(&component);
-    let refused = Module::check(engine, digest, component).err();
+    let refused = Module::check(engine, digest, component, granted).err();
     Ok(Inspection { digest, shape, code_bytes, refused })
 }
 

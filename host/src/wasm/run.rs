@@ -11,26 +11,30 @@
 //! ```text
 //!             first emit, open                     returned, trapped
 //!   fresh ----------------------> streaming ------------------------------> ended
-//!     |                                                                       ^
+//!     |                                         went over a limit             ^
 //!     +--- returned: a plain answer (recorded only if the module resumes) ----+
 //! ```
 //!
-//! **Limits.** Undurable bytes per run and the size of an event, by configuration.
+//! A run that goes over a limit of its own ends at once, whatever its guest is doing; the guest finds it cancelled and closed.
+//!
+//! **Limits.** Undurable bytes per run, the size of an event, events and their bytes in all, by configuration.
 //!
 //! **Cost.** An `Arc`, a mutex that only its own store's task ever locks, the head of its request in one piece, and a tail once it
 //! has something to write.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
-use crate::fault::Fault;
+use crate::config::InstanceLimits;
+use crate::fault::{Fault, Limit};
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
 use crate::wasm::chunks::Chunks;
+use crate::wasm::exchange::Response;
 use crate::wasm::ledger::Ledger;
 
 /// A run that may be shared between its store, the actor and whoever cancels it.
@@ -43,7 +47,10 @@ struct Inner {
     ledger: Option<Arc<Ledger>>,
     tail: OnceLock<Arc<Tail>>,
     origin: Origin,
-    cancelled: AtomicBool,
+    /// Since when the run is to end.
+    cancelled: OnceLock<Instant>,
+    /// The limit that it went over.
+    over: OnceLock<Limit>,
     /// Wakes who waits to be cancelled.
     cancel: Notify,
     progress: Mutex<Progress>,
@@ -110,6 +117,8 @@ struct Mark {
     /// Whether the answer is the event stream.
     streaming: bool,
     seq: Seq,
+    /// Bytes of the events since the run began or was resumed.
+    bytes: u64,
     ended: bool,
 }
 
@@ -129,6 +138,8 @@ pub enum Answer {
     Response(Head, Bytes),
     /// A response whose body comes as the guest writes it.
     Chunks(Head, Chunks),
+    /// The response of an agent that speaks HTTP itself. In a box, as few do.
+    Exchange(Box<Response>),
     /// The run's events.
     Events(Reader),
     /// Nothing: the run is over and emitted nothing.
@@ -149,6 +160,8 @@ pub struct Head {
 pub(super) enum Refused {
     Closed,
     Backlogged,
+    /// The run may not emit so much.
+    Over(Limit),
 }
 
 impl Run {
@@ -177,10 +190,10 @@ impl Run {
         let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
         // A resumed run is on record, and who comes back to it reads its events.
         let resumed = origin.resumed_after.is_some();
-        let mark = Mark { recorded: resumed, streaming: resumed, seq, ended: false };
+        let mark = Mark { recorded: resumed, streaming: resumed, seq, bytes: 0, ended: false };
         let progress = Mutex::new(Progress { now: mark, submitted: mark, answer });
-        let (cancelled, cancel) = (AtomicBool::new(false), Notify::new());
-        Self(Arc::new(Inner { id, ledger, tail, origin, cancelled, cancel, progress }))
+        let (cancelled, over, cancel) = (OnceLock::new(), OnceLock::new(), Notify::new());
+        Self(Arc::new(Inner { id, ledger, tail, origin, cancelled, over, cancel, progress }))
     }
 
     /// The run's id.
@@ -198,7 +211,7 @@ impl Run {
     pub(super) fn to_resume(&self) -> Option<Self> {
         let Inner { id, tail, origin, .. } = &*self.0;
         let mut progress = self.progress();
-        let Mark { recorded, streaming, seq, .. } = progress.submitted;
+        let Mark { recorded, streaming, seq, bytes, .. } = progress.submitted;
         let (true, Some(tail)) = (recorded && origin.request.is_some(), tail.get()) else {
             return None;
         };
@@ -212,22 +225,39 @@ impl Run {
         let run = Self::of(*id, None, tail.clone().into(), origin, answer);
         {
             let mut resumed = run.progress();
-            resumed.now.streaming = streaming;
-            resumed.submitted.streaming = streaming;
+            resumed.now = Mark { streaming, bytes, ..resumed.now };
+            resumed.submitted = resumed.now;
         }
         Some(run)
     }
 
     /// Asks the run to end. Whether and how it does is the agent's to say. Whether nobody has asked before.
     pub fn cancel(&self) -> bool {
-        let before = self.0.cancelled.swap(true, Ordering::AcqRel);
+        let first = self.0.cancelled.set(Instant::now()).is_ok();
         self.0.cancel.notify_waiters();
-        !before
+        first
+    }
+
+    /// Notes that the run went over a limit, and asks it to end. Whether it had not before.
+    pub(super) fn exceed(&self, limit: Limit) -> bool {
+        let first = self.0.over.set(limit).is_ok();
+        self.cancel();
+        first
+    }
+
+    /// The limit that the run went over.
+    pub(super) fn over(&self) -> Option<Limit> {
+        self.0.over.get().copied()
+    }
+
+    /// Since when the run is asked to end, if it is.
+    pub(super) fn cancelled_at(&self) -> Option<Instant> {
+        self.0.cancelled.get().copied()
     }
 
     /// Whether the run was asked to end.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.0.cancelled.load(Ordering::Acquire)
+        self.cancelled_at().is_some()
     }
 
     /// Waits until the run is asked to end.
@@ -270,9 +300,21 @@ impl Run {
     }
 
     /// Numbers an event of the guest and adds it to the turn.
-    pub(super) fn emit(&self, event: Event, writes: &mut Vec<Write>) -> Result<Seq, Refused> {
-        if self.progress().now.ended {
+    pub(super) fn emit(
+        &self,
+        event: Event,
+        limits: &InstanceLimits,
+        writes: &mut Vec<Write>,
+    ) -> Result<Seq, Refused> {
+        let Mark { seq, bytes, ended, .. } = self.progress().now;
+        if ended {
             return Err(Refused::Closed);
+        }
+        if seq.0 >= limits.run_events {
+            return Err(Refused::Over(Limit::RunEvents(limits.run_events)));
+        }
+        if bytes + data_bytes(&event) > limits.run_bytes {
+            return Err(Refused::Over(Limit::RunBytes(limits.run_bytes)));
         }
         if !self.tail().reserve(event.size()) {
             return Err(Refused::Backlogged);
@@ -283,6 +325,7 @@ impl Run {
     fn append(&self, mut event: Event, writes: &mut Vec<Write>) -> Seq {
         let mut progress = self.progress();
         progress.now.seq = progress.now.seq.next();
+        progress.now.bytes += data_bytes(&event);
         event.seq = progress.now.seq;
         writes.push(Write::Event { tail: self.tail().clone(), event: Arc::new(event) });
         progress.now.seq
@@ -333,13 +376,24 @@ impl Run {
         progress.now = progress.submitted;
     }
 
-    /// Sends the answer, if none was sent yet and somebody waits for it.
-    pub(super) fn answer(&self, answer: Answer, after: Ticket, module: Digest) {
+    /// Sends the answer, if none was sent yet and somebody waits for it. What nobody takes comes back.
+    pub(super) fn answer(
+        &self,
+        answer: Answer,
+        after: Ticket,
+        module: Digest,
+    ) -> Result<(), Answered> {
         let sender = self.progress().answer.take();
-        if let Some(sender) = sender {
-            // A client that has gone away changes nothing for the run.
-            drop(sender.send(Answered { answer, module, after }));
+        let answered = Answered { answer, module, after };
+        match sender {
+            Some(sender) => sender.send(answered),
+            None => Err(answered),
         }
+    }
+
+    /// Whether somebody waits for the answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.progress().answer.as_ref().is_some_and(|sender| !sender.is_closed())
     }
 
     /// The tail to read the run from.
@@ -349,6 +403,19 @@ impl Run {
             let ledger = ledger.as_ref().expect("a run without a tail has a ledger");
             ledger.tail(*id)
         })
+    }
+}
+
+/// What an event takes of what its run may emit.
+fn data_bytes(event: &Event) -> u64 {
+    (event.size() - Event::OVERHEAD) as u64
+}
+
+/// Whether a response may have this status.
+pub fn check_status(status: u16) -> Result<(), Fault> {
+    match status {
+        200..=599 => Ok(()),
+        _ => Err(Fault::BadResponse(format!("status {status} is not one of 200 to 599"))),
     }
 }
 

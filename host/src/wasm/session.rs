@@ -12,9 +12,13 @@
 //! the store's event loop, so that the calls of a busy instance never share a limit. A session that is *held* keeps its turn to itself, until it
 //! is let go or thrown away: so a module is tried out without a trace, and what an instance keeps is migrated as one.
 //!
-//! **Limits.** A turn's bytes: emitting beyond it is `backlogged`, anything else traps.
+//! A run that goes over a limit of its own has its failure put into the turn, and is over for its client when that is durable; its call has the
+//! grace of a cancelled one to return, and takes its place until then. The [`Watchdog`](crate::wasm::Watchdog) asks when to look at such runs.
 //!
-//! **Cost.** One uncontended mutex per host call, one queue push per turn.
+//! **Limits.** A turn's bytes: emitting beyond it is `backlogged`, anything else traps. What a run may emit and [take](crate::wasm::account) in all.
+//!
+//! **Cost.** One uncontended mutex per host call, one queue push per turn. Where the time of runs is limited, a look at the clock for each; where
+//! their computing is, two for each poll.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -32,12 +36,13 @@ use tokio::time::Instant;
 
 use crate::config::InstanceLimits;
 use crate::event;
-use crate::fault::Fault;
+use crate::fault::{Fault, Limit};
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Outcome, Turn, Write};
+use crate::wasm::account::{Account, InFlight, Look};
 use crate::wasm::chunks::{Chunk, End};
 use crate::wasm::feed::Happening;
-use crate::wasm::ledger::{Ledger, Outdated};
+use crate::wasm::ledger::{Growth, Ledger, Outdated, StorageFull};
 use crate::wasm::load::Load;
 use crate::wasm::run::{Answer, Refused, Run, outcome};
 
@@ -53,8 +58,10 @@ pub struct Session {
     making: Mutex<Making>,
     /// Whether the turn goes on over every suspension.
     held: AtomicBool,
-    /// Whether the store is to be dropped as it is.
-    stopped: AtomicBool,
+    /// Whether the watchdog is to look now.
+    alarm: AtomicBool,
+    /// Whether the store is gone, or about to be.
+    closed: AtomicBool,
     /// Whether anyone has looked at what is being made since the last turn ended.
     touched: AtomicBool,
     /// Wakes guests that flush when a turn was submitted.
@@ -83,17 +90,22 @@ struct Clock {
 /// The turn being made, and the runs that may take part in it.
 #[derive(Default)]
 struct Making {
-    runs: HashMap<RunId, Run, BuildHasherDefault<IdHasher>>,
+    runs: HashMap<RunId, InFlight, BuildHasherDefault<IdHasher>>,
+    account: Account,
     writes: Vec<Write>,
     /// Whether the ledger knows that the turn writes to what the instance keeps.
     writing: bool,
     bytes: usize,
     document: Option<Arc<str>>,
     storage: BTreeMap<Box<str>, Option<Bytes>>,
+    /// By how much that changes what the instance has stored.
+    growth: Growth,
     /// Runs that did something in this turn.
     touched: Vec<Run>,
-    /// Runs that ended in this turn, and how if anyone watches.
-    ended: Vec<(RunId, Option<Outcome>)>,
+    /// Calls that returned in this turn.
+    returned: Vec<RunId>,
+    /// Runs that ended in this turn, and how, if anyone watches.
+    ended: Vec<(RunId, Outcome)>,
     answers: Vec<(Run, Answer)>,
     chunks: Vec<(mpsc::OwnedPermit<Chunk>, Bytes)>,
     /// Bodies that end with this turn.
@@ -142,6 +154,10 @@ pub(super) enum WriteRefused {
     TurnTooLarge(#[from] TurnTooLarge),
     #[error(transparent)]
     Outdated(#[from] Outdated),
+    #[error(transparent)]
+    StorageFull(#[from] StorageFull),
+    #[error(transparent)]
+    Unreadable(#[from] crate::journal::StoreError),
 }
 
 /// Which module a store runs.
@@ -171,7 +187,8 @@ impl Session {
             load,
             making: Mutex::default(),
             held: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
+            alarm: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             submitted: Notify::new(),
             polling: AtomicBool::new(false),
@@ -188,7 +205,7 @@ impl Session {
     }
 
     /// The limits in force.
-    pub fn limits(&self) -> &InstanceLimits {
+    pub fn limits(&self) -> &Arc<InstanceLimits> {
         &self.limits
     }
 
@@ -207,7 +224,11 @@ impl Session {
     pub fn begin(&self, run: &Run) {
         // That a run is in flight is nothing for the turn to hand over.
         let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        making.runs.insert(run.id(), run.clone());
+        let (in_flight, sooner) = making.account.begin(run.clone(), &self.limits);
+        making.runs.insert(run.id(), in_flight);
+        if sooner {
+            self.alarm.store(true, Ordering::Release);
+        }
         if run.origin().resumed_after.is_some() {
             run.restart(self.module, &mut making.writes);
             making.touch(run);
@@ -215,26 +236,63 @@ impl Session {
         }
     }
 
-    /// Asks a run in flight to end. Whether nobody has asked before, if there is one.
+    /// Asks a run to end, and sees to it that it does once its watchdog is woken. Whether nobody has asked before, if it is in flight.
     pub fn cancel(&self, run: RunId) -> Option<bool> {
-        let run = self.in_flight(run)?;
-        Some(run.cancel())
-    }
-
-    fn in_flight(&self, run: RunId) -> Option<Run> {
         let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        making.runs.get(&run).filter(|run| !run.has_ended()).cloned()
-    }
-
-    /// Whether a run is in flight.
-    pub fn has(&self, run: RunId) -> bool {
-        self.in_flight(run).is_some()
+        let run = &making.runs.get(&run).filter(|of| !of.run.has_ended())?.run;
+        let first = run.cancel();
+        self.alarm.store(true, Ordering::Release);
+        Some(first)
     }
 
     /// The runs in flight.
     pub fn runs(&self) -> Vec<RunId> {
         let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        making.runs.values().filter(|run| !run.has_ended()).map(Run::id).collect()
+        let runs = making.runs.values().map(|of| &of.run);
+        runs.filter(|run| !run.has_ended()).map(Run::id).collect()
+    }
+
+    /// Whether the watchdog is to look now, which it then does.
+    pub(super) fn take_alarm(&self) -> bool {
+        self.alarm.load(Ordering::Acquire) && self.alarm.swap(false, Ordering::AcqRel)
+    }
+
+    /// Looks at the runs that end at some time. Those whose time is over end now, for their clients.
+    pub(super) fn look(&self, now: Instant) -> Look {
+        let mut making = self.making();
+        let Making { runs, account, .. } = &mut *making;
+        let (over, look) = account.look(now, self.limits.cancel_grace, runs.values());
+        if let Some(limit) = self.limits.run_time {
+            over.iter().for_each(|run| self.exceed(&mut making, run, Limit::RunTime(limit)));
+        }
+        drop(making);
+        self.submit_unless_yielded();
+        look
+    }
+
+    /// Charges the runs in flight for what a poll of the store has computed, whose turns have been handed over.
+    fn charge(&self, computed: Duration, limit: Duration) {
+        let mut making = self.making();
+        let Making { runs, account, .. } = &mut *making;
+        let over = account.charge(computed, runs.values());
+        over.iter().for_each(|run| self.exceed(&mut making, run, Limit::RunCpu(limit)));
+        drop(making);
+        self.submit_unless_yielded();
+    }
+
+    /// Hands over what the host has added to the turn, unless a guest is in the middle of it.
+    fn submit_unless_yielded(&self) {
+        if !self.yielded.load(Ordering::Relaxed) {
+            self.submit();
+        }
+    }
+
+    /// A run has gone over one of its limits: it ends, in this turn, and its call is to return.
+    fn exceed(&self, making: &mut Making, run: &Run, limit: Limit) {
+        if !run.has_ended() && run.exceed(limit) {
+            self.end(making, run, Answer::Failed(Fault::Limit(limit)));
+            self.alarm.store(true, Ordering::Release);
+        }
     }
 
     /// The run to which a log line belongs: known when only one is in flight.
@@ -281,12 +339,18 @@ impl Session {
         if !run.has_ended() {
             self.open_in(&mut making, run);
         }
-        let seq = run.emit(event, &mut making.writes).map_err(|refused| match refused {
-            Refused::Closed => EmitRefused::Closed,
-            Refused::Backlogged => EmitRefused::Backlogged,
-        })?;
-        making.bytes += size;
-        Ok(seq)
+        match run.emit(event, &self.limits, &mut making.writes) {
+            Ok(seq) => {
+                making.bytes += size;
+                Ok(seq)
+            }
+            Err(Refused::Closed) => Err(EmitRefused::Closed),
+            Err(Refused::Backlogged) => Err(EmitRefused::Backlogged),
+            Err(Refused::Over(limit)) => {
+                self.exceed(&mut making, run, limit);
+                Err(EmitRefused::Closed)
+            }
+        }
     }
 
     /// The state document as the guest sees it, with what this turn wrote.
@@ -331,8 +395,12 @@ impl Session {
         let key: Box<str> = key.into();
         let mut making = self.making();
         self.begin_writing(&mut making)?;
-        let size = key.len() + value.as_ref().map_or(0, Bytes::len);
-        making.grow(size, self.limits.turn_bytes)?;
+        let size = |value: &Option<Bytes>| value.as_ref().map(Bytes::len);
+        let more = self.ledger.growth(&key, making.storage.get(&key).map(size), size(&value))?;
+        let growth = making.growth.and(more);
+        self.ledger.check_room(growth, more, &self.limits)?;
+        making.grow(key.len() + size(&value).unwrap_or(0), self.limits.turn_bytes)?;
+        making.growth = growth;
         making.storage.insert(key.clone(), value.clone());
         making.writes.push(Write::Storage { key, value });
         Ok(())
@@ -346,6 +414,15 @@ impl Session {
     /// The guest's part of a run is over, by an answer, by nothing but its events (`NoContent`), or by a failure.
     pub fn finish(&self, run: &Run, answer: Answer) {
         let mut making = self.making();
+        making.returned.push(run.id());
+        // One that went over a limit has.
+        if !run.has_ended() {
+            self.end(&mut making, run, answer);
+        }
+    }
+
+    /// A run ends, in this turn.
+    fn end(&self, making: &mut Making, run: &Run, answer: Answer) {
         making.touch(run);
         let streamed = run.is_streaming();
         let failure = if let Answer::Failed(fault) = &answer { Some(fault.clone()) } else { None };
@@ -360,15 +437,19 @@ impl Session {
             }
             answer => making.answers.push((run.clone(), answer)),
         }
-        self.ended(&mut making, run, failure.as_ref());
+        self.ended(making, run, failure.as_ref());
     }
 
     fn ended(&self, making: &mut Making, run: &Run, failure: Option<&Fault>) {
-        let told = self.ledger.feed().is_watched().then(|| outcome(failure));
-        making.ended(run, told);
+        if self.ledger.feed().is_watched() {
+            making.ended.push((run.id(), outcome(failure)));
+        }
+        if let Some(waker) = making.idle.take() {
+            waker.wake();
+        }
     }
 
-    /// A run answers with a chunked body, which goes on until it is [concluded](Session::conclude).
+    /// A run gives its client an answer and goes on, until it is [concluded](Session::conclude) or [left](Session::leave).
     pub(super) fn answer(&self, run: &Run, answer: Answer) {
         self.making().answers.push((run.clone(), answer));
     }
@@ -376,16 +457,41 @@ impl Session {
     /// The chunked body of a run is complete.
     pub(super) fn conclude(&self, run: &Run, end: End) {
         let mut making = self.making();
+        making.returned.push(run.id());
+        if run.has_ended() {
+            // It went over a limit, and its body is not whole.
+            return;
+        }
         making.ends.push(end);
         making.touch(run);
         run.end(None, &mut making.writes);
         self.ended(&mut making, run, None);
     }
 
+    /// A run that is not on record is over. It writes nothing, so it ends here and now, whatever turn is being made.
+    pub(super) fn leave(&self, run: &Run, failure: Option<&Fault>) {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if run.has_ended() || making.runs.remove(&run.id()).is_none() {
+            return;
+        }
+        run.end(failure, &mut Vec::new());
+        self.load.ended();
+        if let Some(waker) = making.idle.take() {
+            waker.wake();
+        }
+        drop(making);
+        if self.ledger.feed().is_watched() {
+            let (instance, outcome) = (self.ledger.key().clone(), outcome(failure));
+            let (run, module) = (run.id(), self.module);
+            let what = Happening::RunEnded { run, instance, module, outcome };
+            self.ledger.feed().tell(Some(self.ledger.latest()), what);
+        }
+    }
+
     /// Waits until the last run in flight has ended.
     pub(super) fn poll_idle(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut making = self.making();
-        if making.runs.values().all(Run::has_ended) {
+        if making.runs.values().all(|of| of.run.has_ended()) {
             return Poll::Ready(());
         }
         making.idle = Some(cx.waker().clone());
@@ -421,16 +527,18 @@ impl Session {
         if self.is_held() {
             return;
         }
-        let mut making = self.making();
+        // What no client takes is dropped when the lock is not held: with the response of an exchange its run ends.
+        let mut untaken = Vec::new();
+        let mut guard = self.making();
         self.touched.store(false, Ordering::Relaxed);
-        if making.is_empty() {
+        if guard.is_empty() {
             return;
         }
-        let making = &mut *making;
+        let making = &mut *guard;
         let mut writes = std::mem::take(&mut making.writes);
         if self.resumable && !writes.is_empty() {
             // Whatever the turn wrote may be part of any run in flight, so each can be resumed from here.
-            for run in making.runs.values() {
+            for InFlight { run, .. } in making.runs.values() {
                 run.record(self.module, &mut writes);
                 run.submitted();
             }
@@ -443,70 +551,81 @@ impl Session {
         making.bytes = 0;
         making.document = None;
         making.storage.clear();
+        making.growth = Growth::default();
         making.touched.drain(..).for_each(|run| run.submitted());
-        for (run, outcome) in making.ended.drain(..) {
+        for run in making.returned.drain(..) {
             if making.runs.remove(&run).is_some() {
                 self.load.ended();
-            }
-            if let Some(outcome) = outcome {
-                let instance = self.ledger.key().clone();
-                let what = Happening::RunEnded { run, instance, module: self.module, outcome };
-                self.ledger.feed().tell(Some(ticket.clone()), what);
+                making.account.leave();
             }
         }
+        for (run, outcome) in making.ended.drain(..) {
+            let instance = self.ledger.key().clone();
+            let what = Happening::RunEnded { run, instance, module: self.module, outcome };
+            self.ledger.feed().tell(Some(ticket.clone()), what);
+        }
         for (run, answer) in making.answers.drain(..) {
-            run.answer(answer, ticket.clone(), self.module);
+            untaken.extend(run.answer(answer, ticket.clone(), self.module).err());
         }
         for (permit, bytes) in making.chunks.drain(..) {
             permit.send((bytes, ticket.clone()));
         }
         making.ends.drain(..).for_each(End::mark);
         self.submitted.notify_waiters();
+        drop(guard);
+        drop(untaken);
     }
 
     /// Throws the turn away; returns the runs that are in flight.
     fn discard(&self) -> Vec<Run> {
         let mut making = self.making();
-        let Making { runs, writes, mut writing, .. } = std::mem::take(&mut *making);
+        let Making { runs, account, writes, mut writing, answers, .. } =
+            std::mem::take(&mut *making);
         for write in &writes {
             if let Write::Event { tail, event } = write {
                 tail.release(event.size());
             }
         }
         self.end_writing(&mut writing);
-        let in_flight: Vec<_> = runs.values().cloned().collect();
+        let in_flight: Vec<_> = runs.values().map(|of| of.run.clone()).collect();
         in_flight.iter().for_each(Run::discarded);
-        making.runs = runs;
+        (making.runs, making.account) = (runs, account);
+        drop(making);
+        drop(answers);
         in_flight
     }
 
     /// The store has failed: nothing of the turn remains, and every run in flight ends with this fault.
     pub fn fail(&self, fault: &Fault) {
+        self.close();
         for run in self.discard() {
-            self.finish(&run, Answer::Failed(fault.clone()));
+            // Why it was to end comes before what it did instead.
+            let fault = run.over().map_or_else(|| fault.clone(), Fault::Limit);
+            self.finish(&run, Answer::Failed(fault));
         }
         self.submit();
     }
 
-    /// Has the store dropped as it is, at its next poll.
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
+    /// The store is about to go.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
-    /// Whether the store is to be dropped as it is.
-    pub fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
+    /// Whether the store is gone, or about to be.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
-    /// The store was stopped for the sake of runs that were cancelled and did not end: they end now, and those that
+    /// The store was stopped for the sake of runs that were to end and did not: they end now, and those that
     /// shared the store are interrupted. Returns what is to be gone on with elsewhere, and where it stands.
     pub fn interrupt(&self) -> Vec<Run> {
         let mut resumed = Vec::new();
         for run in self.discard() {
             if run.is_cancelled() {
-                self.finish(&run, Answer::Failed(Fault::Cancelled));
+                let fault = run.over().map_or(Fault::Cancelled, Fault::Limit);
+                self.finish(&run, Answer::Failed(fault));
             } else if let Some(again) = run.to_resume() {
-                self.making().ended.push((run.id(), None));
+                self.making().returned.push(run.id());
                 resumed.push(again);
             } else {
                 self.finish(&run, Answer::Failed(Fault::Interrupted));
@@ -617,6 +736,7 @@ impl Making {
     fn is_empty(&self) -> bool {
         self.writes.is_empty()
             && self.answers.is_empty()
+            && self.returned.is_empty()
             && self.ended.is_empty()
             && self.chunks.is_empty()
     }
@@ -624,13 +744,6 @@ impl Making {
     fn touch(&mut self, run: &Run) {
         if self.touched.last().is_none_or(|last| last.id() != run.id()) {
             self.touched.push(run.clone());
-        }
-    }
-
-    fn ended(&mut self, run: &Run, outcome: Option<Outcome>) {
-        self.ended.push((run.id(), outcome));
-        if let Some(waker) = self.idle.take() {
-            waker.wake();
         }
     }
 
@@ -678,13 +791,16 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let session = &**this.session;
+        let computing = session.limits.run_cpu.map(|limit| (limit, Instant::now()));
         session.poll_begins();
         let polling = Polling(session);
         let polled = this.driver.poll(cx);
         drop(polling);
         if polled.is_pending() {
-            if !session.yielded.load(Ordering::Relaxed) {
-                session.submit();
+            let computed = computing.map(|(limit, began)| (limit, began.elapsed()));
+            session.submit_unless_yielded();
+            if let Some((limit, computed)) = computed {
+                session.charge(computed, limit);
             }
             return Poll::Pending;
         }
@@ -693,5 +809,80 @@ where
             session.submit();
         }
         Poll::Ready(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wasm::testing::Bench;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn limits() -> InstanceLimits {
+        InstanceLimits { run_cpu: Some(100 * MS), run_time: Some(100 * MS), ..Default::default() }
+    }
+
+    /// As a poll of the store that computes for so long and hands its turn over.
+    fn poll(session: &Session, computed: Duration) {
+        session.submit();
+        session.charge(computed, 100 * MS);
+    }
+
+    #[tokio::test]
+    async fn what_a_store_computes_is_shared_by_the_runs_that_were_in_flight() {
+        let bench = Bench::new();
+        let session = bench.session(Digest::of(b""), limits());
+        let ((one, _one), (two, _two), (three, _three)) = (bench.run(), bench.run(), bench.run());
+        poll(&session, 1000 * MS);
+        session.begin(&one);
+        session.begin(&two);
+        poll(&session, 120 * MS);
+        session.finish(&two, Answer::NoContent);
+        poll(&session, 60 * MS);
+        assert_eq!(one.over(), None, "60 ms, and half of what two had still a part in");
+        session.begin(&three);
+        poll(&session, 18 * MS);
+        assert_eq!((one.over(), three.over()), (None, None), "99 ms and 9 ms");
+        poll(&session, 2 * MS);
+        assert_eq!((one.over(), three.over()), (Some(Limit::RunCpu(100 * MS)), None));
+        assert!(one.has_ended() && one.is_cancelled());
+        poll(&session, 178 * MS);
+        assert_eq!(three.over(), None, "one has not returned, and has its part: 99 ms");
+        session.finish(&one, Answer::NoContent);
+        poll(&session, 2 * MS);
+        assert_eq!(three.over(), Some(Limit::RunCpu(100 * MS)));
+        assert_eq!(bench.load.in_flight(), 1, "three has not returned");
+        bench.journal.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_watchdog_is_told_when_to_look() {
+        let bench = Bench::new();
+        let session = bench.session(Digest::of(b""), limits());
+        let ((one, _one), (two, _two)) = (bench.run(), bench.run());
+        assert!(!session.take_alarm());
+        let began = Instant::now();
+        session.begin(&one);
+        assert!(session.take_alarm());
+        let Look::At(first) = session.look(began) else { panic!("there is a run") };
+        assert!(first >= began + 100 * MS);
+        session.begin(&two);
+        assert!(!session.take_alarm(), "it will be over later");
+        session.cancel(two.id());
+        assert!(session.take_alarm());
+        assert_eq!(session.look(began), Look::At(first));
+        assert!(matches!(session.look(first), Look::At(when) if when > first), "its grace");
+        assert_eq!((one.over(), two.over()), (Some(Limit::RunTime(100 * MS)), None));
+        assert!(session.take_alarm());
+        session.finish(&one, Answer::NoContent);
+        session.finish(&two, Answer::NoContent);
+        session.submit();
+        assert_eq!(session.look(first + Duration::from_secs(3600)), Look::Never);
+        let ((three, _three), later) = (bench.run(), first + Duration::from_secs(7200));
+        session.begin(&three);
+        session.cancel(three.id());
+        assert_eq!(session.look(later), Look::Stop(three.id()));
+        bench.journal.close().await;
     }
 }

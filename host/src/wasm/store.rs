@@ -14,6 +14,7 @@ use std::future::{poll_fn, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context as Waking, Poll, Waker};
 use std::time::Duration;
 
@@ -21,18 +22,22 @@ use bytes::Bytes;
 use futures_util::future::Either::{Left, Right};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use http_body::Body as _;
 use tokio::sync::mpsc;
-use wasmtime::component::{Accessor, StreamReader};
+use wasmtime::component::{Accessor, Instance, StreamReader};
 use wasmtime::{Store, Trap};
 
+use crate::config::InstanceLimits;
 use crate::fault::{Fault, Limit};
 use crate::id::Seq;
 use crate::wasm::bindings::types::{AgentError, Body, Header, Reply, Request as GuestRequest};
 use crate::wasm::bindings::{handler, migration, resumption};
-use crate::wasm::chunks;
-use crate::wasm::context::{Context, LimitReached, Variables};
+use crate::wasm::chunks::{self, OfRun};
+use crate::wasm::context::{Context, LimitReached};
 use crate::wasm::engine::Engine;
-use crate::wasm::module::Module;
+use crate::wasm::exchange::{self, Handled, Upload};
+use crate::wasm::granted::Granted;
+use crate::wasm::module::{Exports, Module};
 use crate::wasm::run::{Answer, Head, Run};
 use crate::wasm::session::{Session, TurnTooLarge, Turns};
 
@@ -51,6 +56,8 @@ pub struct Request {
 pub struct Call {
     pub run: Run,
     pub request: Request,
+    /// The request's body, where the agent is to have it as it comes: then `request` has none.
+    pub upload: Option<Box<Upload>>,
     pub entry: Entry,
 }
 
@@ -75,12 +82,18 @@ pub enum StartError {
 
 /// A component instance in its store.
 pub struct LiveStore {
+    // Before the store, whose end it announces.
+    guest: Guest,
     store: Store<Context>,
     session: Arc<Session>,
-    guest: Guest,
 }
 
-struct Guest {
+enum Guest {
+    Agent(Agent),
+    Http(exchange::Handler),
+}
+
+struct Agent {
     handler: handler::Guest,
     resumption: Option<resumption::Guest>,
     migration: Option<migration::Guest>,
@@ -92,10 +105,15 @@ impl LiveStore {
         engine: &Engine,
         module: &Module,
         session: Arc<Session>,
-        variables: Variables,
+        granted: Arc<Granted>,
     ) -> Result<Self, StartError> {
-        let mut store = Store::new(&engine.engine, Context::new(session.clone(), variables));
+        let context = Context::new(session.clone(), granted).map_err(|cause| {
+            StartError::Failed { fault: Fault::AgentUnavailable, cause: cause.to_string() }
+        })?;
+        let mut store = Store::new(&engine.engine, context);
         store.limiter(Context::limiter);
+        store.set_max_component_handles(session.limits().handles);
+        store.set_hostcall_fuel(session.limits().memory_bytes);
         store.epoch_deadline_callback(Context::tick);
         store.set_epoch_deadline(1);
         // Guest code can run here already, and has the same limits as later.
@@ -118,31 +136,16 @@ impl LiveStore {
                 return Err(StartError::Failed { fault: panicked(&session), cause });
             }
         };
-        let handler = module.handler.load(&mut store, &instance);
-        let handler = handler.map_err(|cause| failed(cause, &store))?;
-        let resumption = match &module.resumption {
-            Some(indices) => {
-                let guest = indices.load(&mut store, &instance);
-                Some(guest.map_err(|cause| failed(cause, &store))?)
-            }
-            None => None,
-        };
-        let migration = match &module.migration {
-            Some(indices) => {
-                let guest = indices.load(&mut store, &instance);
-                Some(guest.map_err(|cause| failed(cause, &store))?)
-            }
-            None => None,
-        };
-        let guest = Guest { handler, resumption, migration };
-        Ok(Self { store, session, guest })
+        let guest = Guest::load(module, &mut store, &instance, &session);
+        let guest = guest.map_err(|cause| failed(cause, &store))?;
+        Ok(Self { guest, store, session })
     }
 
     /// Has the module take over what the instance keeps, if another one wrote it last. For a store that has served nothing.
     /// After a failure it is of no use, and what the instance keeps is as it was.
     pub async fn migrate(&mut self, timeout: Duration) -> Result<(), Fault> {
         let Self { store, session, guest } = self;
-        let Some(migration) = &guest.migration else { return Ok(()) };
+        let Guest::Agent(Agent { migration: Some(migration), .. }) = guest else { return Ok(()) };
         let ledger = session.ledger().clone();
         let unreadable = |cause| {
             tracing::error!(instance = %ledger.key(), %cause, "cannot read what the instance keeps");
@@ -218,7 +221,7 @@ impl LiveStore {
                     match call {
                         Some(call) => {
                             session.begin(&call.run);
-                            calls.push(begin(*call, accessor, guest)?);
+                            calls.push(begin(*call, accessor, guest, session)?);
                         }
                         None => closed = true,
                     }
@@ -228,8 +231,11 @@ impl LiveStore {
                 while !calls.is_empty()
                     && let Poll::Ready(Some((run, returned))) = calls.poll_next_unpin(quiet)
                 {
-                    let (returned,) = returned?;
-                    finish(run, returned, accessor, session)?;
+                    match returned? {
+                        Returned::Agent(returned) => finish(run, returned, accessor, session)?,
+                        Returned::Http(handled) => exchange::finish(handled, accessor)?,
+                        Returned::Refused(fault) => session.finish(&run, Answer::Failed(fault)),
+                    }
                 }
                 if closed { session.poll_idle(cx).map(Ok) } else { Poll::Pending }
             })
@@ -261,6 +267,7 @@ fn take_over(session: &Session, document: Option<String>) -> Result<(), String> 
 }
 
 fn panicked(session: &Session) -> Fault {
+    session.ledger().feed().counts.panics.fetch_add(1, Ordering::Relaxed);
     tracing::error!(instance = %session.ledger().key(), "a host function panicked");
     Fault::Internal
 }
@@ -277,7 +284,7 @@ fn classify(cause: &wasmtime::Error, context: &Context) -> Fault {
     } else if context.memory_limit_reached() {
         Fault::Limit(Limit::Memory(session.limits().memory_bytes))
     } else {
-        Fault::AgentTrapped
+        told_by(cause, session.limits()).map_or(Fault::AgentTrapped, Fault::Limit)
     };
     let trap = cause.downcast_ref::<Trap>().map(tracing::field::display);
     tracing::warn!(
@@ -287,43 +294,115 @@ fn classify(cause: &wasmtime::Error, context: &Context) -> Fault {
     fault
 }
 
-/// What a guest returned.
-type Returned = Result<Reply, AgentError>;
+/// The limit of a store that a guest went over, where wasmtime tells it by nothing but text.
+fn told_by(cause: &wasmtime::Error, limits: &InstanceLimits) -> Option<Limit> {
+    let texts = [
+        ("resource limit exceeded: instance count", Limit::CoreInstances(limits.core_instances)),
+        ("resource limit exceeded: memory count", Limit::Memories(limits.memories)),
+        ("resource limit exceeded: table count", Limit::Tables(limits.tables)),
+        ("store handle limit exceeded", Limit::Handles(limits.handles)),
+        ("fuel allocated for hostcalls", Limit::Memory(limits.memory_bytes)),
+    ];
+    let told = cause.root_cause().to_string();
+    texts.into_iter().find(|(text, _)| told.contains(text)).map(|(_, limit)| limit)
+}
+
+impl Guest {
+    fn load(
+        module: &Module,
+        mut store: &mut Store<Context>,
+        instance: &Instance,
+        session: &Arc<Session>,
+    ) -> wasmtime::Result<Self> {
+        Ok(match &module.exports {
+            Exports::Agent { handler, resumption, migration } => Self::Agent(Agent {
+                handler: handler.load(&mut store, instance)?,
+                resumption: match resumption {
+                    Some(indices) => Some(indices.load(&mut store, instance)?),
+                    None => None,
+                },
+                migration: match migration {
+                    Some(indices) => Some(indices.load(&mut store, instance)?),
+                    None => None,
+                },
+            }),
+            Exports::Http(indices) => Self::Http(indices.load(store, instance, session.clone())?),
+        })
+    }
+}
+
+/// What a call came to.
+enum Returned {
+    Agent(Result<Reply, AgentError>),
+    Http(Handled),
+    /// There is no such call on this module.
+    Refused(Fault),
+}
+
+impl Returned {
+    fn agent(returned: wasmtime::Result<(Result<Reply, AgentError>,)>) -> wasmtime::Result<Self> {
+        returned.map(|(returned,)| Self::Agent(returned))
+    }
+}
 
 /// Begins a call. What it was made with is the store's from here on; the future is as small as what it waits for.
 fn begin<'a>(
-    Call { run, request, entry }: Call,
+    Call { run, request, upload, entry }: Call,
     accessor: &'a Accessor<Context>,
     guest: &Guest,
-) -> wasmtime::Result<impl Future<Output = (Run, wasmtime::Result<(Returned,)>)> + use<'a>> {
-    let Request { method, path, body } = request;
+    session: &Session,
+) -> wasmtime::Result<impl Future<Output = (Run, wasmtime::Result<Returned>)> + use<'a>> {
+    let refused = |fault| Right(Right(ready(Ok(Returned::Refused(fault)))));
+    let returned = match (guest, entry) {
+        // The module was swapped for one of another kind under the request, which can come again.
+        (Guest::Agent(_), _) if upload.as_ref().is_some_and(|of| !of.body.is_end_stream()) => {
+            refused(Fault::AgentUnavailable)
+        }
+        (Guest::Agent(agent), _) => Left(call(&run, request, entry, accessor, agent)?),
+        // Its client has left while it waited, and nobody else ever hears of it.
+        (Guest::Http(_), Entry::Request) if !run.is_awaited() && !session.is_held() => {
+            refused(Fault::Cancelled)
+        }
+        (Guest::Http(handler), Entry::Request) => {
+            let handled = handler.begin(&run, request, upload, accessor)?;
+            Right(Left(handled.map(|handled| handled.map(Returned::Http))))
+        }
+        (Guest::Http(_), Entry::Resume(_)) => refused(Fault::Interrupted),
+    };
+    Ok(async move { (run, returned.await) })
+}
+
+/// Calls an agent.
+fn call<'a>(
+    run: &Run,
+    Request { method, path, body }: Request,
+    entry: Entry,
+    accessor: &'a Accessor<Context>,
+    agent: &Agent,
+) -> wasmtime::Result<impl Future<Output = wasmtime::Result<Returned>> + use<'a>> {
     let request = GuestRequest { method, path, body: body.into() };
-    let returned = accessor.with(|mut access| {
+    accessor.with(|mut access| {
         let handle = access.get().table.push(run.clone())?;
-        wasmtime::error::Ok(match (entry, &guest.resumption) {
+        Ok(match (entry, &agent.resumption) {
             (Entry::Request, _) => {
-                let export = guest.handler.func_on_request();
+                let export = agent.handler.func_on_request();
                 let call = export.start_call_concurrent(access, (handle, request))?;
-                Left(Left(export.finish_call_concurrent(accessor, call)))
+                Left(Left(export.finish_call_concurrent(accessor, call).map(Returned::agent)))
             }
             (Entry::Resume(Seq(last)), Some(resumption)) => {
                 let export = resumption.func_on_resume();
                 let call = export.start_call_concurrent(access, (handle, request, last))?;
-                Left(Right(export.finish_call_concurrent(accessor, call)))
+                Left(Right(export.finish_call_concurrent(accessor, call).map(Returned::agent)))
             }
-            (Entry::Resume(_), None) => {
-                let error = AgentError::Other("the module does not resume".into());
-                Right(ready(Ok((Err(error),))))
-            }
+            (Entry::Resume(_), None) => Right(ready(Ok(Returned::Refused(Fault::Interrupted)))),
         })
-    })?;
-    Ok(async move { (run, returned.await) })
+    })
 }
 
 /// Sees to the answer of a call.
 fn finish(
     run: Run,
-    returned: Returned,
+    returned: Result<Reply, AgentError>,
     accessor: &Accessor<Context>,
     session: &Arc<Session>,
 ) -> wasmtime::Result<()> {
@@ -376,7 +455,49 @@ fn answer_chunks(
         session.finish(&run, Answer::Response(head, Bytes::new()));
         return Ok(());
     }
-    let (pipe, chunks) = chunks::channel(session.clone(), run.clone());
+    let of_run = OfRun(session.clone(), run.clone());
+    let (pipe, chunks) = chunks::channel(session.clone(), of_run);
     session.answer(&run, Answer::Chunks(head, chunks));
     accessor.with(|access| stream.pipe(access, pipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::StoreContextMut;
+    use wasmtime::component::Resource;
+
+    use super::*;
+    use crate::config::InstanceLimits;
+    use crate::wasm::testing::Bench;
+
+    /// An agent that opens its stream, with a function of the host that panics instead.
+    #[tokio::test]
+    async fn a_panic_of_a_host_function_ends_the_runs_of_its_instance_and_is_counted() {
+        let bench = Bench::new();
+        let mut engine = Engine::new(1, 1 << 20, bench.directory.path().into()).unwrap();
+        engine.linker.allow_shadowing(true);
+        let mut runs = engine.linker.instance("bureau:agent/runs@0.1.0").unwrap();
+        let open = |_: StoreContextMut<'_, Context>, _: (Resource<Run>,)| -> wasmtime::Result<()> {
+            panic!("on purpose")
+        };
+        runs.func_wrap("[method]run.open", open).unwrap();
+        let body = "(call $open (local.get 0)) i32.const 0";
+        let agent = include_str!("../../../tests/guests/agent.wat").replace("BODY", body);
+        let granted = Arc::<Granted>::default();
+        let module = Module::load(&engine, &wat::parse_str(agent).unwrap(), &granted).unwrap();
+
+        let session = bench.session(module.digest(), InstanceLimits::default());
+        let store = LiveStore::start(&engine, &module, session, granted).await;
+        let (run, answered) = bench.run();
+        let request = Request { method: "GET".into(), path: "/".into(), body: Bytes::new() };
+        let (mailbox, mut calls) = mpsc::channel(1);
+        let call = Call { run, request, upload: None, entry: Entry::Request };
+        drop(mailbox.try_send(Box::new(call)));
+        let served = store.map_err(|error| error.to_string()).unwrap().serve(&mut calls).await;
+        assert_eq!(served, Err(Fault::Internal));
+        assert!(matches!(answered.await.unwrap().answer, Answer::Failed(Fault::Internal)));
+        assert_eq!(bench.feed.counts.panics.load(Ordering::Relaxed), 1);
+        assert_eq!(bench.load.in_flight(), 0);
+        bench.journal.close().await;
+    }
 }

@@ -306,6 +306,7 @@ impl Admin {
     fn metrics(&self) -> String {
         let stats = self.api.journal.stats();
         let modules = self.api.registry.engine().modules();
+        let counts = &self.feed.counts;
         let figure = |of: &AtomicU64| of.load(Ordering::Relaxed);
         let figures = [
             (
@@ -355,6 +356,30 @@ impl Admin {
                 "gauge",
                 "Component instances, with those on their way out.",
                 self.api.directory.stores() as u64,
+            ),
+            (
+                "calls",
+                "gauge",
+                "Calls of instances, in flight or on their way.",
+                self.api.directory.calls() as u64,
+            ),
+            (
+                "stopped_instances_total",
+                "counter",
+                "Component instances that were stopped, as a run in them did not end when it was to.",
+                figure(&counts.stopped),
+            ),
+            (
+                "host_panics_total",
+                "counter",
+                "Panics of functions of the host that an agent has called.",
+                figure(&counts.panics),
+            ),
+            (
+                "dropped_log_lines_total",
+                "counter",
+                "Lines of agents that were not logged, as there were too many.",
+                figure(&counts.dropped_lines),
             ),
         ];
         let connections = &self.api.connections;

@@ -8,7 +8,7 @@ use serde::ser::Serializer;
 use crate::agent::{Deployed, Deployment, Failed, LiveInstance, LiveRun};
 use crate::id::{AgentName, Digest, InstanceKey, RunId};
 use crate::journal::{DeploymentRecord, RunRecord, RunState};
-use crate::wasm::Happening;
+use crate::wasm::{Asked, Happening, Kind};
 
 /// A time, written as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy)]
@@ -48,10 +48,13 @@ pub(super) struct AgentView {
     generation: u64,
     since: Time,
     source: String,
+    kind: Option<Kind>,
     resumes: bool,
     migrates: bool,
     instances: usize,
     runs: usize,
+    /// Known of a module that is loaded.
+    capabilities: Option<Vec<Asked>>,
     error: Option<String>,
 }
 
@@ -66,15 +69,19 @@ impl AgentView {
             generation: record.generation,
             since: Time::of_ms(record.at_ms),
             source: record.source,
+            kind: None,
             resumes: false,
             migrates: false,
+            capabilities: None,
             error: None,
         }
     }
 
     pub(super) fn serving(deployed: &Deployed, live: &[LiveInstance]) -> Self {
         let (resumes, migrates) = (deployed.module.resumes(), deployed.module.migrates());
-        Self { resumes, migrates, ..Self::of(deployed.record.clone(), live) }
+        let capabilities = Some(deployed.module.shape().asks(&deployed.granted));
+        let kind = Some(deployed.module.kind());
+        Self { kind, resumes, migrates, capabilities, ..Self::of(deployed.record.clone(), live) }
     }
 
     pub(super) fn failed(Failed { record, why }: Failed, live: &[LiveInstance]) -> Self {
