@@ -105,7 +105,7 @@ async fn heads_that_are_slow_or_huge_are_refused() {
 
 #[tokio::test]
 async fn bodies_that_are_slow_or_large_are_refused_and_the_client_hears_of_it() {
-    let config = "http.body_timeout = '300ms'\ninstances.request_body_bytes = '64 KiB'";
+    let config = "http = { body_timeout = '1s', bodies_bytes = '100 KiB' }\ninstances.request_body_bytes = '64 KiB'";
     let host = TestHost::serving(&["probe"]).config(config).start();
     let echo = "/agents/probe/a/echo";
     let length = |length: usize| format!("content-length: {length}\r\n");
@@ -136,6 +136,14 @@ async fn bodies_that_are_slow_or_large_are_refused_and_the_client_hears_of_it() 
         late.send("x".repeat(64 << 10)).await;
     }
     assert_eq!(answers(&late.rest().await), ["413 payload-too-large"]);
+
+    // Two that would have more than all may.
+    let most = request("POST", echo, &length(64 << 10), &"x".repeat(60 << 10));
+    let mut first = Connection::to(&host.url).await;
+    first.send(&most).await;
+    first.taken().await;
+    assert_eq!(says(&host, &most).await, ["503 bodies-busy"]);
+    assert_eq!(answers(&first.rest().await), ["408 body-timeout"]);
 
     let mut slow = Connection::to(&host.url).await;
     slow.send(request("POST", echo, &length(9999), "")).await;

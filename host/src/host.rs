@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::agent::{API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions};
 use crate::config::Config;
@@ -80,7 +81,8 @@ impl Host {
             config.resumptions_at_once,
         );
         let connections = Connections::new(&config.http);
-        let api = Api { config, registry, directory, journal, connections, shutdown };
+        let bodies = Semaphore::new(config.http.bodies_bytes);
+        let api = Api { config, registry, directory, journal, connections, bodies, shutdown };
         let api = Arc::new(api);
         let (registry, resumptions) = (api.registry.clone(), Arc::new(resumptions));
         let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);
