@@ -224,13 +224,15 @@ impl Api {
         let (sender, answered) = oneshot::channel();
         let Asked { instance, method, path, head, body: rest, .. } = asked;
         let (mut upload, mut refused) = (None, None);
-        if deployed.module.kind() != Kind::Agent && !rest.is_end_stream() {
+        let is_tls = self.config.tls.is_some();
+        // What is spoken is told with the body, be that empty.
+        if deployed.module.kind() != Kind::Agent && (is_tls || !rest.is_end_stream()) {
             let (limit, timeout) =
                 (deployed.limits.request_body_bytes, self.config.http.body_timeout);
             let (body, refusal) = Upload::new(rest, limit, timeout)?;
             let body = body.boxed_unsync();
-            (upload, refused) =
-                (Some(Box::new(AgentUpload { scheme: Scheme::HTTP, body })), Some(refusal));
+            let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+            (upload, refused) = (Some(Box::new(AgentUpload { scheme, body })), Some(refusal));
         }
         let request = AgentRequest { method: method.as_str().to_owned(), path, body };
         let origin = Origin {
