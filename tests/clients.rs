@@ -481,6 +481,12 @@ async fn http2_that_floods_or_breaks_the_protocol_ends_with_its_connection() {
     drop(endless.connection.offer(more).await);
     assert_eq!(endless.end().await, Some(ENHANCE_YOUR_CALM), "continuations");
 
+    // A body of nothing, for ever.
+    let mut empty = Frames::to(url, &[]).await;
+    empty.send(HEADERS, END_HEADERS, 1, &head(path, &[])).await;
+    drop(empty.connection.offer(frame(DATA, 0, 1, &[]).repeat(10_000)).await);
+    assert_eq!(empty.end().await, Some(ENHANCE_YOUR_CALM), "empty frames");
+
     // A head that is never ended: the host's pings find no answer.
     let mut silent = Frames::to(url, &[]).await;
     silent.send(HEADERS, END_STREAM, 1, &head(path, &[])).await;
