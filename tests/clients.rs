@@ -105,7 +105,7 @@ async fn heads_that_are_slow_or_huge_are_refused() {
 
 #[tokio::test]
 async fn bodies_that_are_slow_or_large_are_refused_and_the_client_hears_of_it() {
-    let config = "http.body_timeout = '300ms'\ninstances.request_body_bytes = '64 KiB'";
+    let config = "http = { body_timeout = '1s', bodies_bytes = '100 KiB' }\ninstances.request_body_bytes = '64 KiB'";
     let host = TestHost::serving(&["probe"]).config(config).start();
     let echo = "/agents/probe/a/echo";
     let length = |length: usize| format!("content-length: {length}\r\n");
@@ -127,6 +127,23 @@ async fn bodies_that_are_slow_or_large_are_refused_and_the_client_hears_of_it() 
     // One that is not even asked for.
     let expecting = format!("expect: 100-continue\r\n{}", length(1 << 30));
     assert_eq!(says(&host, request("POST", echo, &expecting, "")).await, ["413 payload-too-large"]);
+
+    // One that goes on sending when it has its answer: nothing breaks, or the answer could be lost.
+    let mut late = Connection::to(&host.url).await;
+    late.send(request("POST", echo, &length(3 << 20), &"x".repeat(64 << 10))).await;
+    late.until("payload-too-large").await;
+    for _ in 1..48 {
+        late.send("x".repeat(64 << 10)).await;
+    }
+    assert_eq!(answers(&late.rest().await), ["413 payload-too-large"]);
+
+    // Two that would have more than all may.
+    let most = request("POST", echo, &length(64 << 10), &"x".repeat(60 << 10));
+    let mut first = Connection::to(&host.url).await;
+    first.send(&most).await;
+    first.taken().await;
+    assert_eq!(says(&host, &most).await, ["503 bodies-busy"]);
+    assert_eq!(answers(&first.rest().await), ["408 body-timeout"]);
 
     let mut slow = Connection::to(&host.url).await;
     slow.send(request("POST", echo, &length(9999), "")).await;
@@ -266,7 +283,7 @@ async fn what_two_servers_may_read_differently_is_refused_or_ends_the_connection
     let lines = format!("GET {path} HTTP/1.1\nhost: a\nconnection: close\n\n");
     assert_eq!(says(&host, lines).await, ["200"], "lines without returns");
     let same = "content-length: 0\r\ncontent-length: 0\r\nconnection: close\r\n";
-    assert_eq!(says(&host, with(&same, "")).await, ["200"], "the same length twice");
+    assert_eq!(says(&host, with(same, "")).await, ["200"], "the same length twice");
     let twice = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n{smuggled}");
     assert_eq!(says(&host, twice).await, ["200", "200"], "two requests that are two");
 
@@ -463,6 +480,12 @@ async fn http2_that_floods_or_breaks_the_protocol_ends_with_its_connection() {
         (0..10_000).flat_map(|_| frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b'])).collect();
     drop(endless.connection.offer(more).await);
     assert_eq!(endless.end().await, Some(ENHANCE_YOUR_CALM), "continuations");
+
+    // A body of nothing, for ever.
+    let mut empty = Frames::to(url, &[]).await;
+    empty.send(HEADERS, END_HEADERS, 1, &head(path, &[])).await;
+    drop(empty.connection.offer(frame(DATA, 0, 1, &[]).repeat(10_000)).await);
+    assert_eq!(empty.end().await, Some(ENHANCE_YOUR_CALM), "empty frames");
 
     // A head that is never ended: the host's pings find no answer.
     let mut silent = Frames::to(url, &[]).await;

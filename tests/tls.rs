@@ -113,7 +113,7 @@ async fn rest(stream: &mut TlsStream<TcpStream>) -> String {
 #[tokio::test]
 async fn the_handshake_chooses_the_version_of_http() {
     let identity = Identity::new(1);
-    let host = TestHost::serving(&["probe"]).config(&identity.config()).start();
+    let host = TestHost::serving(&["probe", "service"]).config(&identity.config()).start();
     for (version, is) in [(&TLS12, ProtocolVersion::TLSv1_2), (&TLS13, ProtocolVersion::TLSv1_3)] {
         for (offered, chosen) in [
             (&["h2", "http/1.1"][..], Some("h2")),
@@ -143,6 +143,12 @@ async fn the_handshake_chooses_the_version_of_http() {
         let refused = identity.client(&[version], &["h3"]).try_connect(&host).await.unwrap_err();
         assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
     }
+    // An agent that is plain HTTP is told what was spoken.
+    let mut stream = identity.client(&[&TLS13], &[]).connect(&host).await;
+    let told = request("a/head").replace("/probe/", "/service/");
+    stream.write_all(told.as_bytes()).await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert!(answer.contains("Some(Scheme::Https)"), "{answer}");
     // The operator's address is another.
     assert_eq!(host.admin(reqwest::Method::GET, "/healthz").await.status(), 200);
 }

@@ -275,6 +275,7 @@ impl Config {
         }
         let counted = [
             ("http.connections", http.connections),
+            ("http.bodies_bytes", http.bodies_bytes),
             ("outbound.requests", outbound.requests),
             ("outbound.connections", outbound.connections),
         ];

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::agent::{
     self, API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions,
@@ -86,6 +87,7 @@ impl Host {
             config.resumptions_at_once,
         );
         let connections = Connections::new(&config.http);
+        let bodies = Semaphore::new(config.http.bodies_bytes);
         let resumptions = Arc::new(resumptions);
         let api = Api {
             config,
@@ -95,6 +97,7 @@ impl Host {
             resumptions,
             keys: Keys::default(),
             connections,
+            bodies,
             shutdown,
         };
         let api = Arc::new(api);

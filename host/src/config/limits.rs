@@ -73,6 +73,9 @@ limits! {
     HttpLimits, written as WrittenHttp {
         /// How long a request's body may take: a client that sends a byte a minute would hold its buffer for ever.
         body_timeout: Duration, Span = Duration::from_secs(30);
+        /// Bytes of requests' bodies that are being read, of all clients together: those that send slowly would hold as much for each of
+        /// their requests. Past this a body is refused.
+        bodies_bytes: usize, Size = 512 * MIB;
         /// The largest head of a request, and what an HTTP/1 connection buffers.
         header_bytes: usize, Size = 64 * KIB;
         /// Fields of a request's head: each costs more than its bytes. Other than 100, it costs HTTP/1 an allocation a request.

@@ -15,16 +15,16 @@ use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use futures_util::future::Either::{Left, Right};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::accept::Accept;
 use super::auth::{self, Verdict};
@@ -80,6 +80,8 @@ pub struct Api {
     pub keys: Keys,
     /// Those to the public address.
     pub connections: Arc<Connections>,
+    /// Room for the bytes of bodies that are being read.
+    pub bodies: Semaphore,
     pub shutdown: Shutdown,
 }
 
@@ -346,20 +348,11 @@ impl Api {
         Ok(record.map(|record| record.module))
     }
 
-    /// Reads the whole body of a request. One that is announced to be too large is refused before it is asked for.
+    /// Reads the whole body of a request, in the time that it may take.
     async fn read(&self, body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
-        if body.size_hint().lower() > limit as u64 {
-            return Err(Problem::PayloadTooLarge { limit });
-        }
-        let body = Limited::new(body, limit).collect();
-        let body = tokio::time::timeout(self.config.http.body_timeout, body)
-            .await
-            .map_err(|_| Problem::BodyTimeout)?
-            .map_err(|cause| match cause.is::<LengthLimitError>() {
-                true => Problem::PayloadTooLarge { limit },
-                false => Problem::BadBody,
-            })?;
-        Ok(body.to_bytes())
+        let gathered = gather(body, limit, &self.bodies);
+        let gathered = tokio::time::timeout(self.config.http.body_timeout, gathered).await;
+        gathered.map_err(|_| Problem::BodyTimeout)?
     }
 
     /// Calls the agent, and lets go of all of the request that a wait has no use for.
@@ -489,6 +482,30 @@ impl Api {
         let drain = self.shutdown.drain.begun();
         Body::Events(Box::pin(EventsBody::new(reader, reset, pace, drain)))
     }
+}
+
+/// Gathers a body while there is room for its bytes among those of all. One that is announced to be too large is refused before
+/// its client is asked for it.
+async fn gather(body: &mut Incoming, limit: usize, room: &Semaphore) -> Result<Bytes, Problem> {
+    let mut whole = BytesMut::new();
+    let mut taken: Option<SemaphorePermit<'_>> = None;
+    if body.size_hint().lower() > limit as u64 {
+        return Err(Problem::PayloadTooLarge { limit });
+    }
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Problem::BadBody)?.into_data() else { continue };
+        if data.len() > limit - whole.len() {
+            return Err(Problem::PayloadTooLarge { limit });
+        }
+        let more = u32::try_from(data.len()).ok().and_then(|more| room.try_acquire_many(more).ok());
+        let more = more.ok_or(Problem::BodiesBusy)?;
+        match &mut taken {
+            Some(taken) => taken.merge(more),
+            None => taken = Some(more),
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
 }
 
 /// What became of a request.

@@ -36,6 +36,8 @@ pub enum Problem {
     TooManyFields { limit: usize },
     /// The request's body is larger than this many bytes.
     PayloadTooLarge { limit: usize },
+    /// Too much of other requests' bodies is being read.
+    BodiesBusy,
     /// The request's body took too long.
     BodyTimeout,
     /// The request's body broke off.
@@ -92,6 +94,7 @@ impl Problem {
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::TooManyFields { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodiesBusy => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RunEnded | Self::NothingToRollBackTo | Self::ReplyNotKept => StatusCode::CONFLICT,
             Self::Again { status, .. } => *status,
@@ -208,6 +211,11 @@ impl Problem {
                 "payload-too-large",
                 "Payload too large",
                 format!("a request's body takes at most {limit} bytes").into(),
+            ),
+            Self::BodiesBusy => (
+                "bodies-busy",
+                "Bodies busy",
+                "the bodies of too many requests are being read".into(),
             ),
             Self::BodyTimeout => {
                 ("body-timeout", "Body timeout", "the request's body took too long".into())
@@ -334,6 +342,7 @@ mod tests {
             (Problem::NotAcceptable, 406, "not-acceptable"),
             (Problem::TooManyFields { limit: 1 }, 431, "too-many-header-fields"),
             (Problem::PayloadTooLarge { limit: 1 }, 413, "payload-too-large"),
+            (Problem::BodiesBusy, 503, "bodies-busy"),
             (Problem::BodyTimeout, 408, "body-timeout"),
             (Problem::BadBody, 400, "bad-body"),
             (Problem::RunEnded, 409, "run-ended"),
