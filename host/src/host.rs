@@ -21,8 +21,10 @@ use crate::agent::{
 };
 use crate::config::Config;
 use crate::http::admin::{Admin, Readiness};
-use crate::http::api::Api;
+use crate::http::api::{Api, Keys};
+use crate::http::connections::Connections;
 use crate::http::server;
+use crate::http::tls::Tls;
 use crate::id::AgentName;
 use crate::journal::{self, Backend, Health, Journal, Report, StoreError, Unfinished};
 use crate::shutdown::Shutdown;
@@ -37,6 +39,7 @@ const MODULES: &str = "modules";
 pub struct Host {
     api: Arc<Api>,
     admin: Arc<Admin>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Host {
@@ -57,6 +60,7 @@ impl Host {
         config: Config,
         (journal, unfinished): (Journal, Vec<Unfinished>),
     ) -> anyhow::Result<Self> {
+        let tls = config.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let cache = config.data.join("cache");
         make_private(&cache)?;
         let modules = config.data.join(MODULES);
@@ -81,10 +85,22 @@ impl Host {
             unfinished,
             config.resumptions_at_once,
         );
-        let api = Arc::new(Api { config, registry, directory, journal, shutdown });
-        let (registry, resumptions) = (api.registry.clone(), Arc::new(resumptions));
+        let connections = Connections::new(&config.http);
+        let resumptions = Arc::new(resumptions);
+        let api = Api {
+            config,
+            registry,
+            directory,
+            journal,
+            resumptions,
+            keys: Keys::default(),
+            connections,
+            shutdown,
+        };
+        let api = Arc::new(api);
+        let (registry, resumptions) = (api.registry.clone(), api.resumptions.clone());
         let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);
-        Ok(Self { api, admin: Arc::new(admin) })
+        Ok(Self { api, admin: Arc::new(admin), tls })
     }
 
     /// What is served, and whether it is all there.
@@ -116,33 +132,43 @@ impl Host {
         self.deployments().deploy(agent, bytes, API.into(), None).await
     }
 
-    /// Answers on the admin address, from now until the host ends.
+    /// Answers on the admin address, without TLS, from now until the host ends.
     pub fn serve_admin(&self, listener: TcpListener) {
         let admin = self.admin.clone();
         let service = move |request| admin.clone().answer(request);
         let (limits, shutdown) = (self.api.config.http.clone(), self.api.shutdown.clone());
+        let connections = Connections::new(&limits);
         self.api.shutdown.supervise("the server of the admin address", async move {
-            server::serve(listener, service, &limits, shutdown).await;
+            server::serve(listener, service, &limits, connections, None, shutdown).await;
         });
     }
 
-    /// Answers on the public address until `stop` comes, the journal gives up or a part of the host is lost, then ends: runs and replies under way may take the
-    /// configured grace, event streams end at once and say when to come back, and the journal is closed last.
+    /// Answers on the public address until `stop` comes, the journal gives up or a part of the host is lost, then ends: runs and
+    /// replies under way may take the configured grace, event streams end at once and say when to come back, and the journal
+    /// is closed last.
     pub async fn serve(
         &self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
-        let Api { config, journal, shutdown, directory, .. } = &*self.api;
+        let Api { config, journal, connections, shutdown, directory, .. } = &*self.api;
         let api = self.api.clone();
         let service = move |request| api.clone().answer(request);
         let serving = {
-            let (limits, shutdown) = (config.http.clone(), shutdown.clone());
-            async move { server::serve(listener, service, &limits, shutdown).await }
+            let (limits, connections) = (config.http.clone(), connections.clone());
+            let (tls, shutdown) = (self.tls.clone(), shutdown.clone());
+            async move {
+                server::serve(listener, service, &limits, connections, tls, shutdown).await;
+            }
         };
         shutdown.supervise("the server of the public address", serving);
         shutdown.supervise("the sweeper of instances", directory.clone().sweep());
         shutdown.supervise("the clock of guests", self.registry().engine().clock());
+        if let Some(tls) = self.tls.clone() {
+            shutdown.supervise("the renewal of certificates", async move {
+                match tls.follow().await {}
+            });
+        }
         let mut health = journal.health();
         let died = async {
             let dead = health.wait_for(|health| matches!(health, Health::Dead(_))).await;

@@ -76,15 +76,17 @@ async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn configure(agents: Option<PathBuf>, common: &Common) -> anyhow::Result<Config> {
-    let Common { listen, admin, ref data, ref config } = *common;
+    let Common { listen, admin, .. } = *common;
     let overrides = Overrides {
         listen,
         admin,
-        data: data.clone(),
+        data: common.data.clone(),
         agents_dir: agents,
+        tls_cert: common.tls_cert.clone(),
+        tls_key: common.tls_key.clone(),
         ..Overrides::of_environment()
     };
-    Ok(Config::load(config.as_deref(), overrides)?)
+    Ok(Config::load(common.config.as_deref(), overrides)?)
 }
 
 /// Opens the host and its listeners; the configuration then names the ports.
@@ -144,7 +146,7 @@ async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
     let width = agents.iter().map(|agent| agent.as_str().len()).max().unwrap_or(0);
     for agent in agents {
         let name = agent.as_str();
-        println!("  {name:width$}  http://{}/agents/{name}/demo", config.listen);
+        println!("  {name:width$}  {}/agents/{name}/demo", public_url(&config));
     }
     tokio::select! {
         never = workspace.follow(watch, &host) => match never {},
@@ -152,12 +154,18 @@ async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
     }
 }
 
+fn public_url(config: &Config) -> String {
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", config.listen)
+}
+
 fn ready(host: &Host, config: &Config) {
     let count = host.registry().all().len();
     let plural = if count == 1 { "" } else { "s" };
     println!(
-        "bureau: ready on http://{} (admin http://{}), {count} agent{plural}",
-        config.listen, config.admin
+        "bureau: ready on {} (admin http://{}), {count} agent{plural}",
+        public_url(config),
+        config.admin
     );
 }
 

@@ -211,7 +211,7 @@ impl TestHost {
         // bureau: ready on http://127.0.0.1:1 (admin http://127.0.0.1:2), 1 agent
         let addresses: Vec<_> = ready
             .split([' ', ')', '(', ','])
-            .filter(|word| word.starts_with("http://"))
+            .filter(|word| word.starts_with("http"))
             .map(str::to_owned)
             .collect();
         let [url, admin] = addresses.try_into().unwrap_or_else(|_| {

@@ -36,6 +36,13 @@ impl Connection {
         Self::with(url, TcpSocket::new_v4().unwrap()).await
     }
 
+    /// Connects from this address of the machine.
+    pub async fn from(address: [u8; 4], url: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        Self::with(url, socket).await
+    }
+
     /// Connects with little room for what is not read.
     pub async fn narrow(url: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
@@ -54,6 +61,16 @@ impl Connection {
         self.stream.write_all(bytes.as_ref()).await.expect("the host reads");
     }
 
+    /// Sends these bytes to a host that may have heard enough.
+    pub async fn offer(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).await
+    }
+
+    /// Breaks the connection.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+
     /// Sends nothing more.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
@@ -69,6 +86,11 @@ impl Connection {
     }
 
     /// All that was read so far.
+    pub fn bytes(&self) -> &[u8] {
+        &self.read
+    }
+
+    /// All that was read so far, as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.read).into_owned()
     }

@@ -4,10 +4,12 @@ mod allocations;
 mod client;
 mod disk;
 mod follower;
+pub mod frames;
 mod guests;
 mod host;
 mod http;
 mod process;
+pub mod provider;
 mod stream;
 mod upstream;
 

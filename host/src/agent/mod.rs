@@ -18,4 +18,4 @@ pub use self::deployments::{Deployments, FileError};
 pub use self::directory::{Directory, LiveInstance, LiveRun, Refused, Sent};
 pub use self::modules::check_modules;
 pub use self::registry::{API, DeployError, Deployed, Deployment, Failed, Registry};
-pub use self::resume::{Resumptions, keep};
+pub use self::resume::{Resumptions, keep, keeps_reply, prefers_async};

@@ -225,6 +225,13 @@ pub struct Common {
     /// Where the operator's routes are, /readyz and others; keep it off public networks [default: 127.0.0.1:8788]
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+    /// Speak TLS where agents are served, with this certificate and those that lead from it to a known one, in PEM; read again when
+    /// it changes. The admin address stays without TLS
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM and not encrypted; read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// The directory of the journal and of compiled agents [default: .bureau]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -339,6 +346,7 @@ const AFTER_SERVE: &str = "\
 Examples:
   bureau serve --agents ./agents
   bureau serve --agents ./agents --listen 0.0.0.0:80 --data /var/lib/bureau --config bureau.toml
+  bureau serve --agents ./agents --listen 0.0.0.0:443 --tls-cert fullchain.pem --tls-key privkey.pem
 
 Files are watched: one that changes is deployed again. Agents also come by `bureau deploy`, and what was deployed serves
 again after a restart, so --agents may be left out.

@@ -73,12 +73,18 @@ limits! {
     HttpLimits, written as WrittenHttp {
         /// How long a request's body may take: a client that sends a byte a minute would hold its buffer for ever.
         body_timeout: Duration, Span = Duration::from_secs(30);
-        /// The largest head of a request, and what an HTTP/1 connection buffers. HTTP/1 takes at most 100 fields.
+        /// The largest head of a request, and what an HTTP/1 connection buffers.
         header_bytes: usize, Size = 64 * KIB;
+        /// Fields of a request's head: each costs more than its bytes. Other than 100, it costs HTTP/1 an allocation a request.
+        header_count: usize, Count = 100;
         /// How long a request's head may take, the wait for it on a kept connection included.
         header_timeout: Duration, Span = Duration::from_secs(10);
         /// Connections at once: past this, clients wait in the kernel's queue. Each one costs a file descriptor.
         connections: usize, Count = 20_000;
+        /// Of them, those of one client address, where 64 bits of an IPv6 address are one: past this they are closed at once, so that
+        /// one client does not take all. Behind a reverse proxy, whose address all clients have, make it as large as `connections`
+        /// and have the proxy count.
+        connections_per_address: usize, Count = 16_000;
         /// Requests at once on one HTTP/2 connection: one client must not multiply itself without end.
         streams_per_connection: u32, Count = 256;
         /// How long a write to a connection may be stuck: a client that stops reading holds buffers for as long. One stream

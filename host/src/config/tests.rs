@@ -25,6 +25,9 @@ fn a_file_sets_what_it_names_and_leaves_the_rest() {
         data = "/var/lib/bureau"
         grace = "1m 30s"
         resumptions_at_once = 4
+        [tls]
+        cert = "/etc/cert.pem"
+        key = "/etc/key.pem"
         [http]
         heartbeat = "500ms"
         [cors]
@@ -44,6 +47,8 @@ fn a_file_sets_what_it_names_and_leaves_the_rest() {
     assert_eq!(config.data, Path::new("/var/lib/bureau"));
     assert_eq!(config.grace, Duration::from_secs(90));
     assert_eq!(config.resumptions_at_once, 4);
+    let (cert, key) = ("/etc/cert.pem".into(), "/etc/key.pem".into());
+    assert_eq!(config.tls, Some(TlsFiles { cert, key }));
     assert_eq!(config.http.heartbeat, Duration::from_millis(500));
     assert_eq!(config.instances.request_body_bytes, 4096);
     assert_eq!(config.http.retry, HttpLimits::default().retry);
@@ -61,6 +66,11 @@ fn the_command_line_goes_over_the_file() {
     let overrides = Overrides { listen: Some(([0; 4], 3).into()), ..Overrides::default() };
     let config = Config::load(Some(file.path()), overrides).unwrap();
     assert_eq!((config.listen.port(), config.admin.port()), (3, 2));
+
+    std::fs::write(file.path(), "tls.cert = 'a'\ntls.key = 'b'").unwrap();
+    let overrides = Overrides { tls_key: Some("c".into()), ..Overrides::default() };
+    let config = Config::load(Some(file.path()), overrides).unwrap();
+    assert_eq!(config.tls, Some(TlsFiles { cert: "a".into(), key: "c".into() }));
 }
 
 #[test]
@@ -102,7 +112,10 @@ fn a_file_that_is_not_there_is_named() {
 fn what_makes_no_sense_is_refused_by_its_key() {
     let cases = [
         ("[http]\nheader_bytes = 8191", "http.header_bytes"),
+        ("[http]\nheader_count = 16385", "http.header_count"),
         ("[http]\nconnections = 9223372036854775807", "http.connections"),
+        ("[tls]\ncert = 'a'", "tls.key"),
+        ("[tls]\nkey = 'a'", "tls.cert"),
         ("[instances]\nevent_bytes = '5 MiB'", "journal.backlog_bytes"),
         ("[instances]\nstate_bytes = '9 MiB'", "instances.turn_bytes"),
         ("[instances]\nvalue_bytes = '9 MiB'", "instances.turn_bytes"),
@@ -153,6 +166,9 @@ fn what_is_printed_says_the_same_when_it_is_read() {
         listen = "[::1]:80"
         agents_dir = "a \"dir\""
         grace = "1m 30s"
+        [tls]
+        cert = "a"
+        key = "b"
         [http]
         retry = "1500ms"
         [cors]
@@ -193,6 +209,33 @@ fn what_is_printed_has_every_limit_and_no_secret() {
     }
     assert!(printed.contains("# admin_token: set, and not shown"), "{printed}");
     assert!(!printed.contains("0123456789abcdef"), "{printed}");
+}
+
+#[test]
+fn who_may_call_is_said_in_one_way_or_refused() {
+    let cases = [
+        ("[auth]", "auth: takes one of"),
+        ("[agents.chat.auth]", "agents.chat.auth: takes one of"),
+        ("[auth]\nopen = true\nhook = 'gate'", "auth: takes one of"),
+        ("[auth]\ntokens = []", "auth: takes one of"),
+        ("[auth]\ntokens = ['short']", "auth.tokens: each must have 16"),
+        ("[auth]\nopen = true\ntimeout = '1s'", "auth.timeout: is for a `hook`"),
+        ("[auth]\nhook = 'Gate'", "auth.hook: "),
+        ("[auth]\ntokens_file = '/nowhere/tokens'", "auth.tokens_file: cannot read"),
+        ("[agents.gate.auth]\nopen = true\n[auth]\nhook = 'gate'", "agents.gate.auth: is for"),
+        ("[agents.gate.auth]\nhook = 'gate'", "agents.gate.auth: is for"),
+    ];
+    for (text, message) in cases {
+        let error = load(text).unwrap_err().to_string();
+        assert!(error.starts_with(message) && !error.contains("short"), "{text:?} gives: {error}");
+    }
+    let config =
+        load("auth.hook = 'gate'\nagents.chat.auth.tokens = ['0123456789abcdef']").unwrap();
+    let auth = |name: &str| config.auth(&name.parse().unwrap());
+    assert!(matches!(auth("other"), Auth::Hook(hook) if hook.timeout == Duration::from_secs(5)));
+    assert!(matches!(auth("chat"), Auth::Tokens(tokens) if tokens.len() == 1));
+    assert_eq!(auth("gate"), &Auth::Closed);
+    assert!(!config.print().contains("0123456789abcdef"));
 }
 
 #[test]

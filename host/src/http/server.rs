@@ -3,15 +3,20 @@
 //! **Problem.** A listener meets clients that send nothing, send for ever, never read, or come in thousands. None
 //! of them may cost more than a bounded share, and nothing that a client or a handler does may end the process.
 //!
-//! **Mechanism.** One task accepts, one task per connection speaks HTTP/1.1 or HTTP/2 with prior knowledge, told
-//! apart by the first bytes, for which there is a deadline. A wrapper of the socket gives them to hyper with what follows
-//! them, and puts a deadline on writes that do not move; hyper has the others. Each request's handler is caught if it panics.
+//! **Mechanism.** One task accepts, one task per connection speaks HTTP/1.1 or HTTP/2. Over [TLS](super::tls) the version is agreed upon
+//! in the handshake; without it HTTP/2 is spoken with prior knowledge, told by the first bytes. For the handshake and
+//! the first bytes there is one deadline. A [wrapper of the socket](socket) puts a deadline on writes that do not move; hyper has the
+//! others. What is [ambiguous](super::strict) is refused, and each request's handler is caught if it panics.
 //!
-//! **Limits.** All in [`HttpLimits`]. At the limit of connections accepting pauses, and clients wait in the
-//! kernel's queue; so do they while the process is out of file descriptors.
+//! **Limits.** All in [`HttpLimits`], and beside them what is named here of HTTP/2. At the limit of connections accepting pauses, and
+//! clients wait in the kernel's queue; so do they while the process is out of file descriptors. Over that of
+//! their network they are closed at once. A client of HTTP/2 that gives one stream no window, and answers pings, has that stream for as long
+//! as it likes, with a page and 64 KiB.
 //!
 //! **Cost.** A connection is a task of some 1 KiB, its buffers, which grow with use, and no timer while its writes move; what a
-//! handler needs goes when it has answered.
+//! handler needs goes when it has answered. One with TLS is in a box, so that the others are not as large.
+
+mod socket;
 
 use std::convert::Infallible;
 use std::io;
@@ -23,20 +28,25 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::{Request, Response};
+use futures_util::future::Either::{Left, Right};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::server::TlsStream;
 
+use self::socket::{Guarded, Opened, Version};
 use super::accept::Accept;
+use super::connections::{Connections, Place};
 use super::problem::Problem;
-use super::{Body, Incoming};
+use super::tls::{self, Tls};
+use super::{Body, Incoming, strict};
 use crate::config::HttpLimits;
 use crate::fault::Fault;
 use crate::shutdown::{Begun, Shutdown};
@@ -50,6 +60,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes that a stream of an HTTP/2 connection holds unsent: there may be hundreds of streams.
 const STREAM_BUFFER: usize = 64 << 10;
 
+/// Bytes of requests' bodies that a client of HTTP/2 may send before the host has taken them, on a stream and on a connection: it holds
+/// them for each connection, whatever becomes of the requests.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
+
+/// The largest frame of HTTP/2 that is taken, which is the least that may be said: it is buffered as a whole.
+const FRAME: u32 = 16 << 10;
+
+/// What an HTTP/2 connection remembers of headers to abbreviate them by; it is the protocol's default.
+const HEADER_TABLE: u32 = 4096;
+
+/// Streams of an HTTP/2 connection that their client has reset before a handler got to see them. Each costs
+/// the work of a request and none of the streams that it may have at once; past this the connection ends.
+const UNSEEN_RESETS: usize = 20;
+
+/// Streams of an HTTP/2 connection that had to be reset since its client broke the protocol, over its life.
+const BROKEN_STREAMS: usize = 256;
+
+/// How many fields a request may have where hyper keeps them on its stack.
+const FIELDS_ON_STACK: usize = 100;
+
 /// A listener on `address`; port 0 picks one.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -62,26 +93,31 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves until the shutdown drains. The service is called when a request's head has been read, in its connection's task: what
 /// takes long belongs in the future that it returns. Connections are tasks of the shutdown's tracker: they finish their requests
 /// while it drains, and are dropped when it forces.
-pub async fn serve<S, F>(listener: TcpListener, service: S, limits: &HttpLimits, shutdown: Shutdown)
-where
+pub async fn serve<S, F>(
+    listener: TcpListener,
+    service: S,
+    limits: &HttpLimits,
+    connections: Arc<Connections>,
+    tls: Option<Arc<Tls>>,
+    shutdown: Shutdown,
+) where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let server = Arc::new(Server::new(limits, shutdown));
+    let server = Arc::new(Server::new(limits, tls, shutdown));
     let shutdown = &server.shutdown;
-    let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = async {
-            let place = room.clone().acquire_owned().await.ok();
-            (listener.accept().await, place)
+            let room = connections.room().await;
+            (listener.accept().await, room)
         };
-        let (accepted, place) = tokio::select! {
+        let (accepted, room) = tokio::select! {
             biased;
             () = shutdown.drain.begun() => return,
             accepted = accepted => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::select! {
@@ -90,7 +126,13 @@ where
                 }
             }
         };
-        shutdown.tasks.spawn(connection(server.clone(), stream, service.clone(), place));
+        match connections.place(room, client.ip()) {
+            Some(place) => {
+                let connection = connection(server.clone(), stream, service.clone(), place);
+                shutdown.tasks.spawn(connection);
+            }
+            None => tracing::debug!(%client, "a client has too many connections"),
+        }
     }
 }
 
@@ -98,6 +140,8 @@ where
 struct Server {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
+    tls: Option<Arc<Tls>>,
+    header_count: usize,
     header_timeout: Duration,
     write_stall: Duration,
     retry: Duration,
@@ -105,46 +149,131 @@ struct Server {
 }
 
 impl Server {
-    fn new(limits: &HttpLimits, shutdown: Shutdown) -> Self {
+    fn new(limits: &HttpLimits, tls: Option<Arc<Tls>>, shutdown: Shutdown) -> Self {
+        let &HttpLimits { header_count, header_timeout, write_stall, retry, .. } = limits;
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+            .header_read_timeout(header_timeout)
             .max_buf_size(limits.header_bytes);
+        if header_count != FIELDS_ON_STACK {
+            http1.max_headers(header_count);
+        }
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .header_table_size(HEADER_TABLE)
+            .max_frame_size(FRAME)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(limits.streams_per_connection)
+            .max_pending_accept_reset_streams(UNSEEN_RESETS)
+            .max_local_error_reset_streams(BROKEN_STREAMS)
             .max_send_buf_size(STREAM_BUFFER)
             .keep_alive_interval(limits.heartbeat)
             .keep_alive_timeout(limits.heartbeat);
-        let &HttpLimits { header_timeout, write_stall, retry, .. } = limits;
-        Self { http1, http2, header_timeout, write_stall, retry, shutdown }
+        Self { http1, http2, tls, header_count, header_timeout, write_stall, retry, shutdown }
+    }
+
+    /// Waits for what a client has to say first, for as long as that may take.
+    async fn first<T>(&self, said: impl Future<Output = io::Result<T>>) -> Option<T> {
+        let said = tokio::select! {
+            biased;
+            () = self.shutdown.drain.begun() => return None,
+            said = timeout(self.header_timeout, said) => said,
+        };
+        match said {
+            Ok(Ok(said)) => return Some(said),
+            Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+            Err(_) => tracing::debug!("a client said nothing"),
+        }
+        None
     }
 }
 
 /// One connection, from its first byte on, with its place among those that there may be.
-async fn connection<S, F>(
-    server: Arc<Server>,
-    stream: TcpStream,
-    service: S,
-    _place: Option<OwnedSemaphorePermit>,
-) where
+async fn connection<S, F>(server: Arc<Server>, stream: TcpStream, service: S, _place: Place)
+where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let Some((stream, version)) = open(&server, stream).await else { return };
-    let (server, shutdown) = (&*server, &server.shutdown);
+    let server = &*server;
+    let served = match &server.tls {
+        None => {
+            let Some((stream, version)) = open(server, stream).await else { return };
+            speak(server, stream, version, service).await
+        }
+        Some(tls) => {
+            // The larger of the two.
+            let served = Box::pin(async {
+                let (stream, version) = open_tls(server, tls, stream).await?;
+                Some(speak(server, stream, version, service).await)
+            });
+            let Some(served) = served.await else { return };
+            served
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// The guarded socket of a connection.
+fn guarded(server: &Server, stream: TcpStream) -> Guarded<TcpStream> {
+    // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
+    let _ = stream.set_nodelay(true);
+    Guarded::new(stream, server.write_stall, server.shutdown.drain.clone())
+}
+
+/// Waits for a connection's first bytes. A future of its own, as its place is then used for what follows.
+async fn open(server: &Server, stream: TcpStream) -> Option<(Opened<Guarded<TcpStream>>, Version)> {
+    let mut stream = Opened::new(guarded(server, stream));
+    let version = server.first(stream.open()).await?;
+    Some((stream, version))
+}
+
+/// Shakes hands, and waits for the first bytes then too: hyper would wait for those of HTTP/2 without end.
+async fn open_tls(
+    server: &Server,
+    tls: &Tls,
+    stream: TcpStream,
+) -> Option<(Opened<TlsStream<Guarded<TcpStream>>>, Version)> {
+    let said = async {
+        let mut stream = Opened::new(tls.acceptor().accept(guarded(server, stream)).await?);
+        stream.open().await?;
+        let (_, session) = stream.io.get_ref();
+        let is_http2 = session.alpn_protocol() == Some(tls::H2);
+        let version = if is_http2 { Version::Http2 } else { Version::Http1 };
+        Ok((stream, version))
+    };
+    server.first(said).await
+}
+
+/// Serves requests over a stream whose version is known. Not an async function, which would have place for the stream twice.
+fn speak<'a, T, S, F>(
+    server: &'a Server,
+    stream: T,
+    version: Version,
+    service: S,
+) -> impl Future<Output = hyper::Result<()>> + Send + use<'a, T, S, F>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
     let service = service_fn(move |request| {
-        // In a box, which is gone when the answer is there, where hyper would keep its place for as long as the connection
-        // lives.
-        let answer = catch_unwind(AssertUnwindSafe(|| Box::pin(service(request))));
+        let answer = strict::check(&request, server.header_count).map(|()| {
+            // In a box, which is gone when the answer is there, where hyper would keep its place for as long as the connection
+            // lives.
+            catch_unwind(AssertUnwindSafe(|| Box::pin(service(request))))
+        });
         let retry = server.retry;
         async move {
             let answered = match answer {
-                Ok(answer) => AssertUnwindSafe(answer).catch_unwind().await,
-                Err(panicked) => Err(panicked),
+                Ok(Ok(answer)) => AssertUnwindSafe(answer).catch_unwind().await,
+                Ok(Err(panicked)) => Err(panicked),
+                Err(problem) => Ok(refusal(problem, version, retry)),
             };
             let response = answered.unwrap_or_else(|_| {
                 tracing::error!("a request's handler panicked");
@@ -153,35 +282,23 @@ async fn connection<S, F>(
             Ok::<_, Infallible>(response)
         }
     });
-    let io = TokioIo::new(stream);
-    let served = match version {
-        Version::Http1 => Serving::new(server.http1.serve_connection(io, service), shutdown).await,
-        // The larger of the two, and the rarer.
+    let (io, shutdown) = (TokioIo::new(stream), &server.shutdown);
+    match version {
+        Version::Http1 => Left(Serving::new(server.http1.serve_connection(io, service), shutdown)),
+        // The larger of the two, and without TLS the rarer.
         Version::Http2 => {
-            Box::pin(Serving::new(server.http2.serve_connection(io, service), shutdown)).await
+            Right(Box::pin(Serving::new(server.http2.serve_connection(io, service), shutdown)))
         }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection broke");
     }
 }
 
-/// Waits for a connection's first bytes. A future of its own, as its place is then used for what follows.
-async fn open(server: &Server, stream: TcpStream) -> Option<(Guarded<TcpStream>, Version)> {
-    // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
-    let _ = stream.set_nodelay(true);
-    let mut stream = Guarded::new(stream, server.write_stall);
-    let opened = tokio::select! {
-        biased;
-        () = server.shutdown.drain.begun() => return None,
-        opened = timeout(server.header_timeout, stream.open()) => opened,
-    };
-    match opened {
-        Ok(Ok(version)) => return Some((stream, version)),
-        Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
-        Err(_) => tracing::debug!("a client said nothing"),
+/// Refuses a request that others may read differently: so they may what follows it on its connection.
+fn refusal(problem: Problem, version: Version, retry: Duration) -> Response<Body> {
+    let mut response = problem.response(Accept::ANY, retry);
+    if version == Version::Http1 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    None
+    response
 }
 
 pin_project! {
@@ -218,122 +335,6 @@ impl<C: GracefulConnection> Future for Serving<'_, C> {
             return Poll::Ready(Ok(()));
         }
         this.connection.poll(cx)
-    }
-}
-
-/// What an HTTP/2 connection with prior knowledge starts with.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    Http1,
-    Http2,
-}
-
-/// A connection whose first bytes have been looked at, with a deadline for a write that does not move.
-struct Guarded<T> {
-    io: T,
-    /// The first bytes, and how many of them; none once they have been read on.
-    opening: ([u8; PREFACE.len()], usize),
-    stall: Duration,
-    /// When the write that is stuck becomes an error.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl<T: AsyncRead + Unpin> Guarded<T> {
-    /// Waits for the first bytes, until they tell the version.
-    async fn open(&mut self) -> io::Result<Version> {
-        let (bytes, count) = &mut self.opening;
-        loop {
-            let new = self.io.read(&mut bytes[*count..]).await?;
-            *count += new;
-            if new == 0 || bytes[..*count] != PREFACE[..*count] {
-                return Ok(Version::Http1);
-            }
-            if *count == PREFACE.len() {
-                return Ok(Version::Http2);
-            }
-        }
-    }
-}
-
-impl<T> Guarded<T> {
-    fn new(io: T, stall: Duration) -> Self {
-        Self { io, opening: ([0; PREFACE.len()], 0), stall, stalled: None }
-    }
-
-    /// Lets `written` through if it is ready or its deadline is still to come.
-    fn watch<R>(
-        &mut self,
-        written: Poll<io::Result<R>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<R>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stall = self.stall;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall)));
-        stalled.as_mut().poll(cx).map(|()| Err(timed_out("the client does not read")))
-    }
-}
-
-fn timed_out(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, what)
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let (bytes, count) = &mut this.opening;
-        if *count == 0 {
-            return Pin::new(&mut this.io).poll_read(cx, buf);
-        }
-        let first = (*count).min(buf.remaining());
-        buf.put_slice(&bytes[..first]);
-        bytes.copy_within(first..*count, 0);
-        *count -= first;
-        // With what follows them, as a whole head makes one read. What else this read comes to, the next one finds too.
-        if *count == 0 && buf.remaining() > 0 {
-            let _ = Pin::new(&mut this.io).poll_read(cx, buf);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.watch(written, cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.watch(written, cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

@@ -9,8 +9,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::socket::PREFACE;
 use super::*;
 use crate::http::BodyError;
+use crate::shutdown::Stage;
 
 /// A test that would hang fails after this.
 const FOREVER: Duration = Duration::from_secs(20);
@@ -32,7 +34,8 @@ impl TestServer {
         let shutdown = Shutdown::default();
         let serving = tokio::spawn({
             let shutdown = shutdown.clone();
-            async move { serve(listener, service, &limits, shutdown).await }
+            let connections = Connections::new(&limits);
+            async move { serve(listener, service, &limits, connections, None, shutdown).await }
         });
         Self { address, shutdown, serving }
     }
@@ -174,7 +177,7 @@ async fn a_client_that_does_not_read_is_cut_and_its_body_dropped() {
 async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
     let limits = HttpLimits::default();
     let (client, mut far) = tokio::io::duplex(8);
-    let mut guarded = Guarded::new(client, limits.write_stall);
+    let mut guarded = Guarded::new(client, limits.write_stall, Stage::default());
     let start = Instant::now();
     guarded.write_all(&[0; 8]).await.unwrap();
     // A client that reads a little now and then, just in time, is slow but not stuck.
@@ -191,6 +194,38 @@ async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
     assert_eq!((error.kind(), start.elapsed()), (io::ErrorKind::TimedOut, limits.write_stall));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_its_last_answer_is_listened_to_for_a_while() {
+    let shutdown = Shutdown::default();
+    let guarded = || {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        (Guarded::new(near, Duration::MAX, shutdown.drain.clone()), far)
+    };
+    // Until it goes, until it has said enough, and for as long as it may.
+    let (mut near, mut far) = guarded();
+    let close = tokio::spawn(async move { near.shutdown().await });
+    far.write_all(&[0; 100_000]).await.unwrap();
+    assert_eq!(far.read(&mut [0]).await.unwrap(), 0, "nothing more is said meanwhile");
+    drop(far);
+    close.await.unwrap().unwrap();
+
+    let start = Instant::now();
+    let (mut near, mut far) = guarded();
+    let close = tokio::spawn(async move { near.shutdown().await });
+    while far.write_all(&[0; 100_000]).await.is_ok() {}
+    close.await.unwrap().unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+
+    let (mut near, _far) = guarded();
+    near.shutdown().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(5));
+
+    shutdown.drain.begin();
+    let (mut near, _far) = guarded();
+    near.shutdown().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(5), "not while the host drains");
+}
+
 #[tokio::test]
 async fn a_short_request_is_not_taken_for_half_a_preface() {
     for (sent, version) in [
@@ -203,15 +238,15 @@ async fn a_short_request_is_not_taken_for_half_a_preface() {
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand more", Some(Version::Http2)),
     ] {
         let (mut client, near) = tokio::io::duplex(64);
-        let mut guarded = Guarded::new(near, Duration::MAX);
+        let mut opened = Opened::new(near);
         client.write_all(sent).await.unwrap();
-        let told = guarded.open().now_or_never().map(Result::unwrap);
+        let told = opened.open().now_or_never().map(Result::unwrap);
         assert_eq!(told, version, "{sent:?}");
         if told.is_some() {
             // All of it comes at once, however little room a first read has.
             let mut bytes = [0; 64];
-            let few = guarded.read(&mut bytes[..3]).await.unwrap();
-            let rest = guarded.read(&mut bytes[few..]).await.unwrap();
+            let few = opened.read(&mut bytes[..3]).await.unwrap();
+            let rest = opened.read(&mut bytes[few..]).await.unwrap();
             assert_eq!(&bytes[..few + rest], sent);
         }
     }
@@ -339,4 +374,19 @@ async fn forcing_drops_what_does_not_end() {
         timeout(FOREVER, gone).await.expect("the body is dropped").unwrap_err();
         drop(answer);
     }
+}
+
+/// There are tens of thousands of them. hyper's part is most of it.
+#[tokio::test]
+async fn a_connection_is_small() {
+    let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let limits = HttpLimits::default();
+    let server = Arc::new(Server::new(&limits, None, Shutdown::default()));
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let connections = Connections::new(&limits);
+    let place = connections.place(connections.room().await, stream.peer_addr().unwrap().ip());
+    let service = |_| async { Response::new(Body::full("ok")) };
+    let connection = connection(server, stream, service, place.unwrap());
+    let size = size_of_val(&connection);
+    assert!(size <= 1 << 10, "{size}");
 }

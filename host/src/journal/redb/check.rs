@@ -12,7 +12,10 @@
 //! - `runs`: each decodes. It has an end if and only if its state is final; it is then in `ended`, under that end, and else in `unfinished`.
 //!   Only who failed or was cancelled has a code. The last event of a final run is the last of its segments, and that of
 //!   another is at most that; an interruption is at most there;
-//! - `unfinished`, `requests`: each is of a run on record that is not over;
+//! - `unfinished`, `requests`: each is of a run on record that is not over; `replies`: each is of a run on record;
+//! - `instance_runs`: each is a run on record, of that instance, and each run on record is there;
+//! - `keys`, `keyed`: each key leads to a run on record of that instance, whose key it is; from each run that has one, to it or, if
+//!   the key was used again, to another, which retention may have taken;
 //! - `ended`: each is of a run on record that ended then, and counts the bytes of the run's segments and [`RUN_OVERHEAD`];
 //! - `events`: each segment decodes, to its last byte, and is of a run on record, or of one in `trimming`. A run's segments follow each
 //!   other without a gap, from 1 on unless they are being trimmed, and each has the total of those up to it;
@@ -44,9 +47,9 @@ use super::log::Log;
 use super::open::{Backend, JournalFile, log_of, open_both, recover, there};
 use super::overlay::Overlay;
 use super::tables::{
-    DEPLOYMENTS, ENDED, EVENTS, FORMAT, IDS, META, META_ENDED_BYTES, META_FORMAT,
-    META_TRIMMED_UNTIL, MODULES, REQUESTS, RUN_OVERHEAD, RUNS, STATES, STORAGE, TRIMMING,
-    UNFINISHED, decoded, extent, number, pair, place, record,
+    DEPLOYMENTS, ENDED, EVENTS, FORMAT, IDS, INSTANCE_RUNS, KEYED, KEYS, META, META_ENDED_BYTES,
+    META_FORMAT, META_TRIMMED_UNTIL, MODULES, REPLIES, REQUESTS, RUN_OVERHEAD, RUNS, STATES,
+    STORAGE, TRIMMING, UNFINISHED, decoded, extent, number, pair, place, record,
 };
 use crate::id::{AgentName, InstanceKey, RunId, Seq};
 
@@ -164,6 +167,10 @@ struct Check {
 struct Tables {
     meta: ReadOnlyTable<&'static str, u64>,
     runs: ReadOnlyTable<u128, &'static [u8]>,
+    instance_runs: ReadOnlyTable<(&'static str, &'static str, u128), ()>,
+    keys: ReadOnlyTable<(&'static str, &'static str, &'static str), (u128, &'static [u8; 32])>,
+    keyed: ReadOnlyTable<u128, &'static str>,
+    replies: ReadOnlyTable<u128, &'static [u8]>,
     unfinished: ReadOnlyTable<u128, ()>,
     requests: ReadOnlyTable<u128, &'static [u8]>,
     events: ReadOnlyTable<(u128, u64), &'static [u8]>,
@@ -221,6 +228,10 @@ impl Check {
         let tables = Tables {
             meta: transaction.open_table(META)?,
             runs: transaction.open_table(RUNS)?,
+            instance_runs: transaction.open_table(INSTANCE_RUNS)?,
+            keys: transaction.open_table(KEYS)?,
+            keyed: transaction.open_table(KEYED)?,
+            replies: transaction.open_table(REPLIES)?,
             unfinished: transaction.open_table(UNFINISHED)?,
             requests: transaction.open_table(REQUESTS)?,
             events: transaction.open_table(EVENTS)?,
@@ -234,7 +245,9 @@ impl Check {
             self.report.violation("meta", META_FORMAT, format!("it is {format}, not {FORMAT}"));
         }
         self.runs(&tables)?;
-        self.unfinished(&tables)?;
+        self.of_runs(&tables)?;
+        self.instance_runs(&tables)?;
+        self.keys(&tables)?;
         self.ended(&tables)?;
         self.trimming(&tables)?;
         self.events(&tables)?;
@@ -275,6 +288,10 @@ impl Check {
         {
             wrong(format!("it ended at {ended_ms} and is not in ended"));
         }
+        let (agent, name) = pair(&record.instance);
+        if tables.instance_runs.get((agent, name, run.as_u128()))?.is_none() {
+            wrong("it is not in instance_runs".into());
+        }
         if !state.is_final() {
             self.report.counts.unfinished += 1;
             if tables.unfinished.get(run.as_u128())?.is_none() {
@@ -294,13 +311,15 @@ impl Check {
         Ok(())
     }
 
-    fn unfinished(&mut self, tables: &Tables) -> Result<(), Error> {
-        let (unfinished, requests) = (keys(&tables.unfinished)?, keys(&tables.requests)?);
-        let unfinished = unfinished.map(|run| ("unfinished", run));
-        for (table, run) in unfinished.chain(requests.map(|run| ("requests", run))) {
+    /// What is kept of runs beside their records.
+    fn of_runs(&mut self, tables: &Tables) -> Result<(), Error> {
+        let unfinished = keys(&tables.unfinished)?.map(|run| ("unfinished", run));
+        let requests = keys(&tables.requests)?.map(|run| ("requests", run));
+        let replies = keys(&tables.replies)?.map(|run| ("replies", run));
+        for (table, run) in unfinished.chain(requests).chain(replies) {
             let run = run?;
             match record(&tables.runs, run) {
-                Ok(Some(record)) if record.state.is_final() => {
+                Ok(Some(record)) if record.state.is_final() && table != "replies" => {
                     self.report.violation(table, run, "the run is over");
                 }
                 Ok(None) => self.report.violation(table, run, "the run is not on record"),
@@ -308,6 +327,66 @@ impl Check {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    fn instance_runs(&mut self, tables: &Tables) -> Result<(), Error> {
+        for row in tables.instance_runs.iter()? {
+            let (key, _) = row?;
+            let (agent, name, run) = key.value();
+            self.of_instance(tables, "instance_runs", (agent, name), RunId::from_u128(run), "")?;
+        }
+        Ok(())
+    }
+
+    fn keys(&mut self, tables: &Tables) -> Result<(), Error> {
+        for row in tables.keys.iter()? {
+            let (key, of) = row?;
+            let ((agent, name, key), run) = (key.value(), RunId::from_u128(of.value().0));
+            self.of_instance(tables, "keys", (agent, name), run, key)?;
+            let own = tables.keyed.get(run.as_u128())?;
+            if own.is_none_or(|own| own.value() != key) {
+                let of = format!("{agent}/{name} {key:?}");
+                self.report.violation("keys", of, format!("it is not the key of run {run}"));
+            }
+        }
+        for row in tables.keyed.iter()? {
+            let (run, key) = row?;
+            let (run, key) = (RunId::from_u128(run.value()), key.value());
+            match record(&tables.runs, run) {
+                Ok(Some(record)) => {
+                    let (agent, name) = pair(&record.instance);
+                    let is_there = tables.keys.get((agent, name, key))?.is_some();
+                    if !is_there && self.trimmed_until_ms == 0 {
+                        self.report.violation("keyed", run, format!("{key:?} is not in keys"));
+                    }
+                }
+                Ok(None) => self.report.violation("keyed", run, "the run is not on record"),
+                Err(Error::Corrupted(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Something of this instance that leads to a run.
+    fn of_instance(
+        &mut self,
+        tables: &Tables,
+        table: &'static str,
+        (agent, name): (&str, &str),
+        run: RunId,
+        key: &str,
+    ) -> Result<(), Error> {
+        let what = match record(&tables.runs, run) {
+            Ok(Some(record)) if pair(&record.instance) == (agent, name) => return Ok(()),
+            Ok(Some(_)) => format!("run {run} is of another instance"),
+            Ok(None) => format!("run {run} is not on record"),
+            Err(Error::Corrupted(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let key = format!("{agent}/{name} {key}");
+        self.report.violation(table, key.trim_end(), what);
         Ok(())
     }
 
