@@ -13,7 +13,9 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::support::{Connection, Disk, Fault, InProcess, Stream, TestHost, problem};
+use crate::support::{
+    Connection, Disk, Fault, InProcess, Stream, TestHost, another_module, problem,
+};
 
 /// Each number of changes before the first failure, so that every step of a commit is the one that fails.
 const FAULTS: Range<usize> = 0..32;
@@ -224,6 +226,12 @@ async fn a_program_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
     let refused = host.request(Method::PUT, "probe/other/state").json(&json!(1)).send().await;
     assert_eq!(problem(refused.unwrap()).await, "503 journal-unavailable host");
 
+    let module = another_module("probe", 1);
+    let refused = host.put_module("probe", module.clone()).await;
+    assert!(refused.status().is_server_error(), "{}", refused.status());
+    let why = refused.text().await.unwrap();
+    assert!(why.contains("No space left on device"), "{why}");
+
     std::fs::remove_file(&seen).unwrap();
     drop(ballast);
     events.extend(stream.rest().await);
@@ -232,6 +240,7 @@ async fn a_program_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
     assert!(numbers.eq(1..=EVENTS), "an event is missing");
     let written = host.request(Method::PUT, "probe/other/state").json(&json!(1)).send().await;
     assert_eq!(written.unwrap().status(), StatusCode::OK);
+    assert!(host.put_module("probe", module).await.status().is_success());
     let (status, _) = host.terminate();
     assert_eq!(status.code(), Some(0));
 }

@@ -146,8 +146,9 @@ impl Host {
         });
     }
 
-    /// Answers on the public address until `stop` comes, the journal gives up or a part of the host is lost, then ends: runs and replies under way may take the
-    /// configured grace, event streams end at once and say when to come back, and the journal is closed last.
+    /// Answers on the public address until `stop` comes, the journal gives up or a part of the host is lost, then ends: runs and
+    /// replies under way may take the configured grace, event streams end at once and say when to come back, and the journal
+    /// is closed last.
     pub async fn serve(
         &self,
         listener: TcpListener,

@@ -3,8 +3,8 @@
 mod allocations;
 mod client;
 mod disk;
-pub mod frames;
 mod follower;
+pub mod frames;
 mod guests;
 mod host;
 mod http;

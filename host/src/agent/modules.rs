@@ -55,9 +55,16 @@ impl Modules {
             return Ok(());
         }
         let draft = file.with_extension(DRAFT);
-        let mut writing = File::create(&draft)?;
-        writing.write_all(bytes)?;
-        writing.sync_all()?;
+        let write = || {
+            let mut writing = File::create(&draft)?;
+            writing.write_all(bytes)?;
+            writing.sync_all()
+        };
+        if let Err(error) = write() {
+            // A disk that is full needs the room.
+            let _ = fs::remove_file(&draft);
+            return Err(error);
+        }
         fs::rename(&draft, &file)?;
         File::open(&self.directory)?.sync_all()
     }

@@ -436,7 +436,10 @@ fn keep(component: &Component, module: Digest, path: &Path) -> wasmtime::Result<
     static WRITTEN: AtomicU64 = AtomicU64::new(0);
     let draft = WRITTEN.fetch_add(1, Ordering::Relaxed);
     let beside = PathBuf::from(format!("{}.{}-{draft}", path.display(), std::process::id()));
-    std::fs::write(&beside, entry)?;
-    std::fs::rename(&beside, path)?;
-    Ok(())
+    let written = std::fs::write(&beside, entry).and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        // A disk that is full needs the room.
+        let _ = std::fs::remove_file(&beside);
+    }
+    Ok(written?)
 }

@@ -12,14 +12,15 @@
 //! - `runs`: each decodes. It has an end if and only if its state is final; it is then in `ended`, under that end, and else in `unfinished`.
 //!   Only who failed or was cancelled has a code. The last event of a final run is the last of its segments, and that of
 //!   another is at most that; an interruption is at most there;
-//! - `unfinished`, `requests`: each is of a run on record that is not over;
+//! - `unfinished`, `requests`: each is of a run on record that is not over; `replies`: each is of a run on record;
+//! - `instance_runs`: each is a run on record, of that instance, and each run on record is there;
+//! - `keys`, `keyed`: each key leads to a run on record of that instance, whose key it is; from each run that has one, to it or, if
+//!   the key was used again, to another, which retention may have taken;
 //! - `ended`: each is of a run on record that ended then, and counts the bytes of the run's segments and [`RUN_OVERHEAD`];
 //! - `events`: each segment decodes, to its last byte, and is of a run on record, or of one in `trimming`. A run's segments follow each
 //!   other without a gap, from 1 on unless they are being trimmed, and each has the total of those up to it;
 //! - `ids`: each leads to an event that is there, of that instance and with that id; and from each event that has one, to it or, if the
 //!   agent has used the id again, to another. Retention may have taken that one and the entry with it;
-//! - `instance_runs`: each is of a run on record and of its instance, and each run on record has one;
-//! - `keys`, `keyed`, `replies`: each is of a run on record, and the run that a key stands for has that key;
 //! - `trimming`: each run of it is not on record, and began before `trimmed_until_ms`;
 //! - `states`, `storage`, `modules`, `deployments`: each key names what may have that name, and each deployment decodes.
 //!
@@ -166,16 +167,16 @@ struct Check {
 struct Tables {
     meta: ReadOnlyTable<&'static str, u64>,
     runs: ReadOnlyTable<u128, &'static [u8]>,
+    instance_runs: ReadOnlyTable<(&'static str, &'static str, u128), ()>,
+    keys: ReadOnlyTable<(&'static str, &'static str, &'static str), (u128, &'static [u8; 32])>,
+    keyed: ReadOnlyTable<u128, &'static str>,
+    replies: ReadOnlyTable<u128, &'static [u8]>,
     unfinished: ReadOnlyTable<u128, ()>,
     requests: ReadOnlyTable<u128, &'static [u8]>,
     events: ReadOnlyTable<(u128, u64), &'static [u8]>,
     ids: ReadOnlyTable<(&'static str, &'static str, &'static str), (u128, u64)>,
     ended: ReadOnlyTable<(u64, u128), u64>,
     trimming: ReadOnlyTable<u128, (&'static str, &'static str)>,
-    instance_runs: ReadOnlyTable<(&'static str, &'static str, u128), ()>,
-    keys: ReadOnlyTable<(&'static str, &'static str, &'static str), (u128, &'static [u8; 32])>,
-    keyed: ReadOnlyTable<u128, &'static str>,
-    replies: ReadOnlyTable<u128, &'static [u8]>,
 }
 
 /// Whose a segment is.
@@ -227,16 +228,16 @@ impl Check {
         let tables = Tables {
             meta: transaction.open_table(META)?,
             runs: transaction.open_table(RUNS)?,
+            instance_runs: transaction.open_table(INSTANCE_RUNS)?,
+            keys: transaction.open_table(KEYS)?,
+            keyed: transaction.open_table(KEYED)?,
+            replies: transaction.open_table(REPLIES)?,
             unfinished: transaction.open_table(UNFINISHED)?,
             requests: transaction.open_table(REQUESTS)?,
             events: transaction.open_table(EVENTS)?,
             ids: transaction.open_table(IDS)?,
             ended: transaction.open_table(ENDED)?,
             trimming: transaction.open_table(TRIMMING)?,
-            instance_runs: transaction.open_table(INSTANCE_RUNS)?,
-            keys: transaction.open_table(KEYS)?,
-            keyed: transaction.open_table(KEYED)?,
-            replies: transaction.open_table(REPLIES)?,
         };
         self.trimmed_until_ms = number(&tables.meta, META_TRIMMED_UNTIL)?;
         let format = number(&tables.meta, META_FORMAT)?;
@@ -244,13 +245,13 @@ impl Check {
             self.report.violation("meta", META_FORMAT, format!("it is {format}, not {FORMAT}"));
         }
         self.runs(&tables)?;
-        self.unfinished(&tables)?;
+        self.of_runs(&tables)?;
+        self.instance_runs(&tables)?;
+        self.keys(&tables)?;
         self.ended(&tables)?;
         self.trimming(&tables)?;
         self.events(&tables)?;
         self.ids(&tables)?;
-        self.instance_runs(&tables)?;
-        self.keys(&tables)?;
         self.report.counts.instances = self.instances.len() as u64;
         Ok(())
     }
@@ -279,10 +280,6 @@ impl Check {
             let end = if state.is_final() { "no end" } else { "an end" };
             wrong(format!("it is {state:?} and has {end}"));
         }
-        let (agent, name) = pair(&record.instance);
-        if tables.instance_runs.get((agent, name, run.as_u128()))?.is_none() {
-            wrong("it is not in instance_runs".into());
-        }
         if record.code.is_some() && !matches!(state, RunState::Failed | RunState::Cancelled) {
             wrong(format!("it is {state:?} and has a code"));
         }
@@ -290,6 +287,10 @@ impl Check {
             && tables.ended.get((ended_ms, run.as_u128()))?.is_none()
         {
             wrong(format!("it ended at {ended_ms} and is not in ended"));
+        }
+        let (agent, name) = pair(&record.instance);
+        if tables.instance_runs.get((agent, name, run.as_u128()))?.is_none() {
+            wrong("it is not in instance_runs".into());
         }
         if !state.is_final() {
             self.report.counts.unfinished += 1;
@@ -310,13 +311,15 @@ impl Check {
         Ok(())
     }
 
-    fn unfinished(&mut self, tables: &Tables) -> Result<(), Error> {
-        let (unfinished, requests) = (keys(&tables.unfinished)?, keys(&tables.requests)?);
-        let unfinished = unfinished.map(|run| ("unfinished", run));
-        for (table, run) in unfinished.chain(requests.map(|run| ("requests", run))) {
+    /// What is kept of runs beside their records.
+    fn of_runs(&mut self, tables: &Tables) -> Result<(), Error> {
+        let unfinished = keys(&tables.unfinished)?.map(|run| ("unfinished", run));
+        let requests = keys(&tables.requests)?.map(|run| ("requests", run));
+        let replies = keys(&tables.replies)?.map(|run| ("replies", run));
+        for (table, run) in unfinished.chain(requests).chain(replies) {
             let run = run?;
             match record(&tables.runs, run) {
-                Ok(Some(record)) if record.state.is_final() => {
+                Ok(Some(record)) if record.state.is_final() && table != "replies" => {
                     self.report.violation(table, run, "the run is over");
                 }
                 Ok(None) => self.report.violation(table, run, "the run is not on record"),
@@ -324,6 +327,66 @@ impl Check {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    fn instance_runs(&mut self, tables: &Tables) -> Result<(), Error> {
+        for row in tables.instance_runs.iter()? {
+            let (key, _) = row?;
+            let (agent, name, run) = key.value();
+            self.of_instance(tables, "instance_runs", (agent, name), RunId::from_u128(run), "")?;
+        }
+        Ok(())
+    }
+
+    fn keys(&mut self, tables: &Tables) -> Result<(), Error> {
+        for row in tables.keys.iter()? {
+            let (key, of) = row?;
+            let ((agent, name, key), run) = (key.value(), RunId::from_u128(of.value().0));
+            self.of_instance(tables, "keys", (agent, name), run, key)?;
+            let own = tables.keyed.get(run.as_u128())?;
+            if own.is_none_or(|own| own.value() != key) {
+                let of = format!("{agent}/{name} {key:?}");
+                self.report.violation("keys", of, format!("it is not the key of run {run}"));
+            }
+        }
+        for row in tables.keyed.iter()? {
+            let (run, key) = row?;
+            let (run, key) = (RunId::from_u128(run.value()), key.value());
+            match record(&tables.runs, run) {
+                Ok(Some(record)) => {
+                    let (agent, name) = pair(&record.instance);
+                    let is_there = tables.keys.get((agent, name, key))?.is_some();
+                    if !is_there && self.trimmed_until_ms == 0 {
+                        self.report.violation("keyed", run, format!("{key:?} is not in keys"));
+                    }
+                }
+                Ok(None) => self.report.violation("keyed", run, "the run is not on record"),
+                Err(Error::Corrupted(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Something of this instance that leads to a run.
+    fn of_instance(
+        &mut self,
+        tables: &Tables,
+        table: &'static str,
+        (agent, name): (&str, &str),
+        run: RunId,
+        key: &str,
+    ) -> Result<(), Error> {
+        let what = match record(&tables.runs, run) {
+            Ok(Some(record)) if pair(&record.instance) == (agent, name) => return Ok(()),
+            Ok(Some(_)) => format!("run {run} is of another instance"),
+            Ok(None) => format!("run {run} is not on record"),
+            Err(Error::Corrupted(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let key = format!("{agent}/{name} {key}");
+        self.report.violation(table, key.trim_end(), what);
         Ok(())
     }
 
@@ -354,45 +417,6 @@ impl Check {
         if counted != sum {
             let what = format!("it is {counted}, and all of ended have {sum}");
             self.report.violation("meta", META_ENDED_BYTES, what);
-        }
-        Ok(())
-    }
-
-    fn instance_runs(&mut self, tables: &Tables) -> Result<(), Error> {
-        for row in tables.instance_runs.iter()? {
-            let row = row?.0;
-            let (agent, name, run) = row.value();
-            let run = RunId::from_u128(run);
-            let what = match record(&tables.runs, run) {
-                Ok(Some(record)) if pair(&record.instance) != (agent, name) => {
-                    format!("the run is one of {}", record.instance)
-                }
-                Ok(None) => "the run is not on record".into(),
-                Ok(Some(_)) | Err(Error::Corrupted(_)) => continue,
-                Err(error) => return Err(error),
-            };
-            self.report.violation("instance_runs", format!("{agent}/{name} {run}"), what);
-        }
-        Ok(())
-    }
-
-    fn keys(&mut self, tables: &Tables) -> Result<(), Error> {
-        for row in tables.keys.iter()? {
-            let (row, of) = row?;
-            let ((agent, name, key), (run, _)) = (row.value(), of.value());
-            let keyed = tables.keyed.get(run)?;
-            if keyed.is_none_or(|keyed| keyed.value() != key) {
-                let what = format!("run {} does not have this key", RunId::from_u128(run));
-                self.report.violation("keys", format!("{agent}/{name} {key}"), what);
-            }
-        }
-        let (keyed, replies) = (keys(&tables.keyed)?, keys(&tables.replies)?);
-        let keyed = keyed.map(|run| ("keyed", run));
-        for (table, run) in keyed.chain(replies.map(|run| ("replies", run))) {
-            let run = run?;
-            if tables.runs.get(run.as_u128())?.is_none() {
-                self.report.violation(table, run, "the run is not on record");
-            }
         }
         Ok(())
     }

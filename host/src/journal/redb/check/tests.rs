@@ -32,7 +32,11 @@ async fn sample() -> Sample {
     let request = Some("a request".into());
     let module = Digest::of(b"module");
     let begin = Write::Start { tail: Arc::clone(open), module, request };
-    commit(&lane, vec![begin, event(open, 1, "x"), Write::Module(module)]).await;
+    let fingerprint = Digest::of(b"request");
+    let key = Write::Key { tail: Arc::clone(open), key: "key".into(), fingerprint };
+    let reply = Write::Reply { tail: Arc::clone(open), reply: "a reply".into() };
+    let begun = vec![begin, key, reply, event(open, 1, "x"), Write::Module(module)];
+    commit(&lane, begun).await;
     let pair = Write::Storage { key: "key".into(), value: Some("value".into()) };
     commit(&lane, vec![event(open, 2, "x"), Write::State(Some("{}".into())), pair]).await;
     journal.deploy(&deployment(1), &[]).unwrap();
@@ -127,6 +131,32 @@ const DAMAGES: &[(Damage, &[&str])] = &[
     (
         |tables, _| drop(tables.requests.open().unwrap().insert(1, &b"x"[..]).unwrap()),
         &["requests 00000000000000000000000001: the run is not on record"],
+    ),
+    (
+        |tables, _| drop(tables.replies.open().unwrap().insert(1, &b"x"[..]).unwrap()),
+        &["replies 00000000000000000000000001: the run is not on record"],
+    ),
+    (
+        |tables, [over, _]| {
+            let runs = tables.instance_runs.open().unwrap();
+            runs.remove(("test", "a", over)).unwrap();
+            runs.insert(("test", "b", over), ()).unwrap();
+        },
+        &[
+            "runs OVER: it is not in instance_runs",
+            "instance_runs test/b: run OVER is of another instance",
+        ],
+    ),
+    (
+        |tables, [over, _]| {
+            let digest = [0; 32];
+            tables.keys.open().unwrap().insert(("test", "a", "key"), (over, &digest)).unwrap();
+            tables.keyed.open().unwrap().insert(over, "other").unwrap();
+        },
+        &[
+            "keys test/a \"key\": it is not the key of run OVER",
+            "keyed OVER: \"other\" is not in keys",
+        ],
     ),
     (
         |tables, [over, _]| {
