@@ -482,8 +482,8 @@ async fn an_operator_sees_instances_runs_and_what_happens() {
     let rest = Stream::open(from(&all[0].id)).await.rest().await;
     assert_eq!(rest, all[1..]);
     assert_eq!(from(&all[1].id).send().await.unwrap().status(), StatusCode::NO_CONTENT);
-    let foreign = from(&format!("{run}-1")).send().await.unwrap();
-    assert_eq!(problem(foreign).await, "400 bad-request host");
+    let foreign = Stream::open(from(&format!("{run}-1"))).await.rest().await;
+    assert_eq!((&*foreign[0].name, &foreign[1..]), ("reset", &all[..]), "all of it, and why");
 
     document(host.put_module("stream", module("resume")).await).await;
     let deployed = loop {

@@ -59,6 +59,16 @@ fn no_file_names_a_crate_that_another_floor_is_built_on() {
 }
 
 #[test]
+fn unsafe_code_is_in_one_place() {
+    let mut places = Vec::new();
+    for source in sources() {
+        let found = source.tokens.iter().filter(|token| token.text == "unsafe");
+        places.extend(found.map(|_| source.file.clone()));
+    }
+    assert_eq!(places, ["wasm/module.rs"]);
+}
+
+#[test]
 fn the_rules_see_through_whatever_a_source_may_look_like() {
     let source = Source::parse(
         "journal/redb.rs",
@@ -96,8 +106,10 @@ fn the_rules_see_through_whatever_a_source_may_look_like() {
 /// The place of a module, of the crate's root, in [`FLOORS`].
 fn floor(module: &str) -> usize {
     let name = match module {
-        "lib" | "main" | "cli" | "host" | "agents_dir" | "dev" | "watch" | "Host" => "main",
-        "config" | "event" | "fault" | "fetch" | "id" | "shutdown" => "base",
+        "lib" | "main" | "cli" | "host" | "agents_dir" | "dev" | "watch" | "fuzzing" | "Host" => {
+            "main"
+        }
+        "config" | "event" | "fault" | "fetch" | "format" | "id" | "shutdown" => "base",
         name => name,
     };
     let floor = FLOORS.iter().position(|floor| *floor == name);

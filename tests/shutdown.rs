@@ -106,7 +106,7 @@ async fn a_damaged_or_foreign_journal_is_refused_and_the_host_says_which() {
     };
     let foreign = other(|transaction| drop(transaction.open_table(OTHERS).unwrap()));
     let newer = other(|transaction| {
-        transaction.open_table(META).unwrap().insert("format", 5).unwrap();
+        transaction.open_table(META).unwrap().insert("format", 6).unwrap();
     });
     let mut zeroed = journal.clone();
     zeroed[4096..].fill(0);
@@ -128,7 +128,7 @@ async fn a_damaged_or_foreign_journal_is_refused_and_the_host_says_which() {
     }
     // What the database keeps for itself changes when one is opened.
     refuses(&foreign, "is not a journal\n");
-    refuses(&newer, "is a journal of format 5, and this version reads formats 3 and 4\n");
+    refuses(&newer, "is a journal of format 6, and this version reads formats 3 to 5\n");
     fs::write(&file, journal).unwrap();
     assert_eq!(host.start().json("probe/one/state").await, 50, "the right one is taken");
 }

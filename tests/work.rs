@@ -110,7 +110,7 @@ async fn events_of_a_guest_that_does_not_wait_share_a_commit() {
     // One more if retention had not yet looked whether it has anything to do.
     assert!(cost.commits <= 2, "{cost:?}");
     assert!(cost.allocations <= 4 * EVENTS + 200, "{cost:?}");
-    assert!(cost.written <= 64 * EVENTS * 25 / 8, "{cost:?}");
+    assert!(cost.written <= 64 * EVENTS * 16 / 5, "{cost:?}");
 }
 
 #[tokio::test]

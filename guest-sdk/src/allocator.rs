@@ -20,6 +20,11 @@
 //! **Cost.** Half a kilobyte for the state, as much again at most to align it, and no code: it takes the place of the
 //! other one. What is freed is used again but not given back, which WebAssembly has no way to do.
 
+#![expect(
+    unsafe_code,
+    reason = "an allocator is unsafe code; what it could damage is the agent's own memory"
+)]
+
 use std::alloc::{GlobalAlloc, Layout};
 use std::arch::wasm32::{memory_grow, memory_size};
 use std::cell::{Cell, UnsafeCell};

@@ -1,8 +1,9 @@
 //! What `wit/` says, as Rust: generated, and wrapped by the rest of this crate.
 //!
-//! There are three worlds in here, because a component exports all that its world does and the host takes an
-//! exported `resumption` for the wish to be resumed. The first is a plain agent; each of the others adds nothing but
-//! one export, and [`export!`](crate::export) joins it to the first for an agent that asks for it.
+//! There are several worlds in here, because a component exports all that its world does and the host takes an
+//! exported `resumption` for the wish to be resumed. The first is a plain agent; two others add nothing but
+//! one export each, and [`export!`](crate::export) joins it to the first for an agent that asks for it. The last one adds an
+//! import, which is only in the component of an agent that uses it.
 
 wit_bindgen::generate!({
     path: "../wit",
@@ -52,5 +53,25 @@ pub mod migrating {
         runtime_path: "crate::rt",
         pub_export_macro: true,
         export_macro_name: "export_migration",
+    });
+}
+
+/// The client of `wasi:http`, which the operator must have granted an agent that imports it.
+pub mod outbound {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package bureau:sdk;
+
+            world outbound {
+                import wasi:http/client@0.3.0;
+            }
+        ",
+        with: {
+            "wasi:clocks/types@0.3.0": super::wasi::clocks::types,
+            "wasi:http/types@0.3.0": generate,
+            "wasi:http/client@0.3.0": generate,
+        },
+        runtime_path: "crate::rt",
     });
 }

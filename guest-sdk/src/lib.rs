@@ -33,6 +33,7 @@
 //! - [`Request`] and [`Reply`] are what comes in and goes out, with [`http`]'s types and JSON in one call each.
 //! - [`Run`] emits [`Event`]s, and holds the instance's state and [`Storage`].
 //! - [`sleep`], [`join`] and [`select`] do several things at once. Calls on one instance interleave wherever one waits.
+//! - [`fetch`] sends requests to other servers, where the operator has granted them; [`ai`] asks models, and streams their answers.
 //! - What is printed goes to the host's log, with the agent, the instance and, when only one is under way, the run.
 //! - An agent that brings a `#[global_allocator]` of its own does without the default feature `allocator`, which is one that makes new
 //!   instances cheap.
@@ -41,6 +42,8 @@
 
 #[doc(hidden)]
 pub mod agent;
+#[cfg(feature = "ai")]
+pub mod ai;
 #[cfg(all(target_family = "wasm", feature = "allocator"))]
 mod allocator;
 #[doc(hidden)]
@@ -48,6 +51,7 @@ pub mod bindings;
 mod concurrency;
 mod error;
 mod event;
+pub mod fetch;
 mod reply;
 mod request;
 #[doc(hidden)]
@@ -65,9 +69,9 @@ pub use self::error::{Error, Result};
 pub use self::event::{EmitError, Event};
 pub use self::reply::{Body, Chunks, ClientLeft, Reply};
 pub use self::request::Request;
-pub use self::run::Run;
+pub use self::run::{Format, Run};
 pub use self::storage::{Storage, StoreError};
-pub use self::wasi::{ConfigError, config, sleep};
+pub use self::wasi::{ConfigError, Secret, config, secret, sleep};
 
 /// What most agents need, by `use bureau_sdk::prelude::*`.
 pub mod prelude {
@@ -76,7 +80,7 @@ pub mod prelude {
     pub use http::{HeaderValue, Method, StatusCode, header};
 
     pub use crate::{
-        Agent, Either, Error, Event, Migrate, Reply, Request, Result, Resume, Run, Storage, Value,
-        config, join, join_all, json, select, sleep,
+        Agent, Either, Error, Event, Format, Migrate, Reply, Request, Result, Resume, Run, Storage,
+        Value, config, join, join_all, json, secret, select, sleep,
     };
 }

@@ -52,6 +52,7 @@ pub mod async_support {
 ///
 /// The canonical ABI's: a block that it returned, with its size, or none and 0.
 #[cfg(target_family = "wasm")]
+#[expect(unsafe_code, reason = "the canonical ABI hands out memory by this function")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cabi_realloc(
     block: *mut u8,

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::bindings::bureau::agent::{identity, runs, state};
+use crate::bindings::bureau::agent::{identity, runs, state, types};
 use crate::error::Result;
 use crate::event::{EmitError, Event};
 use crate::storage::{Storage, StoreError};
@@ -29,6 +29,21 @@ use crate::storage::{Storage, StoreError};
 /// ```
 #[derive(Debug)]
 pub struct Run(Rc<runs::Run>);
+
+/// How clients get a run's events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Server-Sent Events: the default.
+    Events,
+    /// Plain text: the data of events without a name and of those named `text-delta`, with nothing between.
+    Text,
+    /// A line of JSON for each event.
+    Lines,
+    /// One JSON document with all events.
+    Document,
+    /// The AI SDK's UI message stream, which `useChat` reads.
+    UiMessages,
+}
 
 impl Run {
     pub(crate) fn new(run: Rc<runs::Run>) -> Self {
@@ -64,6 +79,28 @@ impl Run {
     /// heartbeats while the agent thinks.
     pub fn open(&self) {
         self.0.open();
+    }
+
+    /// Says in which format a client that takes any gets the run's events. It counts until the stream opens, with the
+    /// first event at the latest; a client that names a format in `Accept` gets that one.
+    ///
+    /// ```no_run
+    /// # use bureau_sdk::prelude::*;
+    /// # async fn example(run: &Run) -> Result<()> {
+    /// run.present_as(Format::Text);
+    /// run.emit("Hello ").await?;
+    /// run.emit("world").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn present_as(&self, format: Format) {
+        self.0.present_as(match format {
+            Format::Events => types::Format::Events,
+            Format::Text => types::Format::Text,
+            Format::Lines => types::Format::Lines,
+            Format::Document => types::Format::Document,
+            Format::UiMessages => types::Format::UiMessages,
+        });
     }
 
     /// Emits an event and returns its number within the run. Waits first while too much of the run is not

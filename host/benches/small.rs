@@ -13,6 +13,7 @@ use bureau::http::{route, sse};
 use bureau::id::{AgentName, Cursor, Digest, InstanceKey, RunId, Seq};
 use bureau::journal::{Event, Journal, Lane, Options, Tail, Ticket, Turn, Write};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use http::Method;
 
 /// An event's data.
 const DATA: &str = "{\"role\":\"assistant\",\"text\":\"a token or two of some sentence..\"}";
@@ -27,7 +28,9 @@ fn texts(criterion: &mut Criterion) {
         bench.iter(|| sse::frame(black_box(run), black_box(&event)));
     });
     criterion.bench_function("parse a route", |bench| {
-        bench.iter(|| route::parse(black_box("/agents/chat/user-1234/messages?after=17")));
+        bench.iter(|| {
+            route::parse(&Method::GET, black_box("/agents/chat/user-1234/messages?after=17"))
+        });
     });
     let cursor = Cursor { run, seq: Seq(1234) }.to_string();
     criterion.bench_function("parse a cursor", |bench| {

@@ -6,6 +6,7 @@
 //! Durations are written `"500ms"`, `"15s"` or `"7days"`; sizes are whole bytes, `65536`, or `"64 KiB"` with
 //! one of `B`, `KiB`, `MiB`, `GiB`. The command line goes over the file, the file over the defaults.
 
+mod auth;
 mod grants;
 mod limits;
 mod print;
@@ -20,6 +21,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::auth::WrittenAuth;
+pub use self::auth::{Auth, Hook};
 pub use self::limits::{
     DeploymentLimits, HttpLimits, InstanceLimits, JournalLimits, MOST_CORE_INSTANCES,
     MOST_MEMORIES, MOST_TABLES, OutboundLimits,
@@ -50,6 +53,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     pub http: HttpLimits,
     pub cors: Cors,
+    /// What is asked of who calls an agent that has no rule of its own.
+    pub auth: Auth,
     pub deployments: DeploymentLimits,
     /// Of agents that have none of their own.
     pub instances: Arc<InstanceLimits>,
@@ -130,6 +135,8 @@ pub struct AgentConfig {
     pub secrets: BTreeMap<String, Secret>,
     /// A directory that the agent reads, and does not change.
     pub files: Option<PathBuf>,
+    /// What is asked of who calls it, in place of what is asked of all.
+    pub auth: Option<Auth>,
     /// The limits of its instances.
     pub limits: Arc<InstanceLimits>,
 }
@@ -176,6 +183,12 @@ impl Config {
         })
     }
 
+    /// What is asked of who calls an agent, whether or not there is one of that name.
+    pub fn auth(&self, name: &AgentName) -> &Auth {
+        let own = self.agents.get(name).and_then(|agent| agent.auth.as_ref());
+        own.unwrap_or(&self.auth)
+    }
+
     /// The most memory that an instance of any agent may have.
     pub fn largest_memory(&self) -> usize {
         let agents = self.agents.values().map(|agent| agent.limits.memory_bytes);
@@ -189,10 +202,17 @@ impl Config {
                 .map_err(|error| ConfigError::Read { file: file.into(), error })?,
             None => String::new(),
         };
-        let raw = toml::from_str(&text).map_err(|error| {
-            let file = file.unwrap_or(Path::new("")).into();
-            ConfigError::Parse { file, error }
-        })?;
+        Self::parse(&text, file.unwrap_or(Path::new("")), overrides)
+    }
+
+    /// What is to be in this file.
+    pub(crate) fn parse(
+        text: &str,
+        file: &Path,
+        overrides: Overrides,
+    ) -> Result<Self, ConfigError> {
+        let raw = toml::from_str(text)
+            .map_err(|error| ConfigError::Parse { file: file.into(), error })?;
         let config = Self::merge(raw, overrides)?;
         config.check()?;
         Ok(config)
@@ -203,17 +223,23 @@ impl Config {
         let instances = InstanceLimits::default().but(raw.instances);
         let agents = raw.agents.into_iter().map(|(name, agent)| match name.parse() {
             Ok(parsed) => {
-                let WrittenAgent { config, health, allow_hosts, secrets, files, limits } = agent;
+                let WrittenAgent { config, health, allow_hosts, secrets, files, auth, limits } =
+                    agent;
                 let allow_hosts = allow_hosts.map(|hosts| hosts.into_iter().map(|host| host.0));
                 let allow_hosts = allow_hosts.map(Iterator::collect);
                 let secrets = grants::secrets(&name, secrets, |name| std::env::var_os(name))?;
+                let auth =
+                    auth.map(|auth| auth.read(&format!("agents.{name}.auth"))).transpose()?;
                 let limits = Arc::new(instances.clone().but(limits));
-                Ok((parsed, AgentConfig { config, health, allow_hosts, secrets, files, limits }))
+                let agent =
+                    AgentConfig { config, health, allow_hosts, secrets, files, auth, limits };
+                Ok((parsed, agent))
             }
             Err(error) => Err(invalid(format!("agents.{name}"), error)),
         });
         let agents = agents.collect::<Result<_, _>>()?;
-        Ok(Self {
+        let auth = raw.auth.map(|auth| auth.read("auth")).transpose()?.unwrap_or_default();
+        let mut config = Self {
             listen: overrides.listen.or(raw.listen).unwrap_or(local(8787)),
             admin: overrides.admin.or(raw.admin).unwrap_or(local(8788)),
             admin_token: overrides.admin_token.or(raw.admin_token),
@@ -222,6 +248,7 @@ impl Config {
             tls: tls(overrides.tls_cert.or(raw.tls.cert), overrides.tls_key.or(raw.tls.key))?,
             http: HttpLimits::default().but(raw.http),
             cors: raw.cors,
+            auth,
             deployments: DeploymentLimits::default().but(raw.deployments),
             instances: Arc::new(instances),
             outbound: OutboundLimits::default().but(raw.outbound),
@@ -229,7 +256,9 @@ impl Config {
             resumptions_at_once: raw.resumptions_at_once.map_or(16, |count| count.0),
             grace: raw.grace.map_or(Duration::from_secs(10), |grace| grace.0),
             agents,
-        })
+        };
+        config.close_hooks()?;
+        Ok(config)
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -363,6 +392,7 @@ struct RawConfig {
     tls: WrittenTls,
     http: WrittenHttp,
     cors: Cors,
+    auth: Option<WrittenAuth>,
     deployments: WrittenDeployments,
     instances: WrittenInstances,
     outbound: WrittenOutbound,
@@ -388,6 +418,7 @@ struct WrittenAgent {
     allow_hosts: Option<Vec<WrittenHost>>,
     secrets: Vec<String>,
     files: Option<PathBuf>,
+    auth: Option<WrittenAuth>,
     limits: WrittenInstances,
 }
 

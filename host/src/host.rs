@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use crate::agent::{API, DeployError, Deployment, Deployments, Directory, Registry, Resumptions};
 use crate::config::Config;
 use crate::http::admin::{Admin, Readiness};
-use crate::http::api::Api;
+use crate::http::api::{Api, Keys};
 use crate::http::connections::Connections;
 use crate::http::server;
 use crate::http::tls::Tls;
@@ -82,9 +82,20 @@ impl Host {
         );
         let connections = Connections::new(&config.http);
         let bodies = Semaphore::new(config.http.bodies_bytes);
-        let api = Api { config, registry, directory, journal, connections, bodies, shutdown };
+        let resumptions = Arc::new(resumptions);
+        let api = Api {
+            config,
+            registry,
+            directory,
+            journal,
+            resumptions,
+            keys: Keys::default(),
+            connections,
+            bodies,
+            shutdown,
+        };
         let api = Arc::new(api);
-        let (registry, resumptions) = (api.registry.clone(), Arc::new(resumptions));
+        let (registry, resumptions) = (api.registry.clone(), api.resumptions.clone());
         let admin = Admin::new(api.clone(), Deployments { registry, resumptions }, feed);
         Ok(Self { api, admin: Arc::new(admin), tls })
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod event;
 pub mod fault;
 pub mod fetch;
+pub mod format;
 pub mod id;
 pub mod shutdown;
 
@@ -22,5 +23,9 @@ pub mod watch;
 pub mod dev;
 pub mod agents_dir;
 pub mod host;
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use self::host::Host;

@@ -1,5 +1,7 @@
 //! Counts allocations, of one thread: a test on a runtime of one thread counts its own and its host's.
 
+#![expect(unsafe_code, reason = "an allocator that counts is an allocator")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 

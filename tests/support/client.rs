@@ -59,6 +59,18 @@ impl Client {
         Stream::open(request.header("last-event-id", last_event_id)).await
     }
 
+    /// A request to a path of the public address.
+    pub fn at(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    /// Gets JSON from a path of the public address.
+    pub async fn json_of(&self, path: &str) -> serde_json::Value {
+        let answer = self.at(Method::GET, path).send().await.expect("the host answers");
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.json().await.expect("the host's documents are JSON")
+    }
+
     /// A request of the operator to a path of the admin address.
     pub fn operate(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.admin))

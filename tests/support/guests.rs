@@ -46,6 +46,8 @@ fn build() -> PathBuf {
         "-p",
         "api",
         "-p",
+        "chat",
+        "-p",
         "stream",
         "-p",
         "resume",

@@ -8,6 +8,7 @@ mod guests;
 mod host;
 mod http;
 mod process;
+pub mod provider;
 mod stream;
 mod upstream;
 

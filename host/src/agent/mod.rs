@@ -17,4 +17,4 @@ mod trial;
 pub use self::deployments::{Deployments, FileError};
 pub use self::directory::{Directory, LiveInstance, LiveRun, Refused, Sent};
 pub use self::registry::{API, DeployError, Deployed, Deployment, Failed, Registry};
-pub use self::resume::{Resumptions, keep};
+pub use self::resume::{Resumptions, keep, keeps_reply, prefers_async};

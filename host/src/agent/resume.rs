@@ -129,6 +129,7 @@ impl Resumptions {
         let (held, gone) = oneshot::channel();
         let head = request.as_deref().and_then(restore).map(|(_, head)| head).unwrap_or_default();
         let origin = Origin {
+            keeps_reply: keeps_reply(&head),
             head,
             request,
             resumed_after: Some(record.last),
@@ -183,6 +184,24 @@ pub(super) async fn insist(
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Whether what a request is answered is kept: it has a key by which it can be repeated, or nobody waits for the answer.
+pub fn keeps_reply(head: &RequestHead) -> bool {
+    let keeps = |(name, value): (&str, &str)| match name {
+        "idempotency-key" => true,
+        "prefer" => prefers_async(value),
+        _ => false,
+    };
+    head.fields().any(keeps)
+}
+
+/// Whether this value of `Prefer` (RFC 7240) asks for an answer at once.
+pub fn prefers_async(prefer: &str) -> bool {
+    let mut preferences = prefer.split(',');
+    preferences.any(|one| {
+        one.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("respond-async"))
+    })
 }
 
 /// A request as it is kept. The field names are the format; do not rename them.

@@ -57,7 +57,7 @@ impl Trial<'_> {
         let status = match answer {
             Ok(Answer::Response(head, _) | Answer::Chunks(head, _)) => head.status,
             Ok(Answer::Exchange(response)) => response.status().as_u16(),
-            Ok(Answer::Events(_)) => 200,
+            Ok(Answer::Events(..)) => 200,
             Ok(Answer::NoContent) => 204,
             Ok(Answer::Failed(fault)) | Err(fault) => {
                 return Err(unhealthy(format!("failed: {}", fault.facts().detail)));

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::unit::{SpanOrZero, Unit as _};
-use super::{AgentConfig, Config, TlsFiles};
+use super::unit::{Span, SpanOrZero, Unit as _};
+use super::{AgentConfig, Auth, Config, TlsFiles};
 
 impl Config {
     /// The whole of it in TOML, defaults included. What must not be shown is left out, with a word on that.
@@ -27,12 +27,14 @@ impl Config {
         out.table("tls", [("cert", tls(|tls| &tls.cert)), ("key", tls(|tls| &tls.key))]);
         out.table("http", self.http.print());
         out.table("cors", [("origins", Some(list(self.cors.origins.iter().cloned())))]);
+        out.heading("auth");
+        out.auth(&self.auth);
         out.table("deployments", self.deployments.print());
         out.table("instances", self.instances.print());
         out.table("outbound", self.outbound.print());
         out.table("journal", self.journal.print());
         for (name, agent) in &self.agents {
-            let AgentConfig { config, health, allow_hosts, secrets, files, limits } = agent;
+            let AgentConfig { config, health, allow_hosts, secrets, files, auth, limits } = agent;
             let hosts =
                 allow_hosts.as_ref().map(|hosts| list(hosts.iter().map(ToString::to_string)));
             let secrets = list(secrets.keys().cloned());
@@ -45,7 +47,18 @@ impl Config {
             out.table(&format!("agents.{name}"), granted);
             if !config.is_empty() {
                 out.heading(&format!("agents.{name}.config"));
-                config.iter().for_each(|(key, value)| out.value(&quoted(key), value.clone()));
+                // The keys are the agent's, and need quotes of other kinds than values.
+                let config = config.iter().map(|(key, value)| (key.clone(), value.clone().into()));
+                let lines = config.collect::<toml::Table>().to_string();
+                out.push(format_args!("{}", lines.trim_end()));
+            }
+            match auth {
+                // That it is a hook is said where it is named as one.
+                None | Some(Auth::Closed) => {}
+                Some(auth) => {
+                    out.heading(&format!("agents.{name}.auth"));
+                    out.auth(auth);
+                }
             }
             out.table(&format!("agents.{name}.limits"), limits.print());
         }
@@ -89,6 +102,18 @@ impl Printer {
         match is_set {
             true => self.push(format_args!("# {key}: set, and not shown")),
             false => self.none(key),
+        }
+    }
+
+    fn auth(&mut self, auth: &Auth) {
+        match auth {
+            Auth::Open => self.line("open", Some("true".into())),
+            Auth::Tokens(_) => self.secret("tokens", true),
+            Auth::Hook(hook) => {
+                self.value("hook", hook.agent.to_string());
+                self.line("timeout", Span::print(&hook.timeout));
+            }
+            Auth::Closed => {}
         }
     }
 

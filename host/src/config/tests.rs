@@ -212,6 +212,33 @@ fn what_is_printed_has_every_limit_and_no_secret() {
 }
 
 #[test]
+fn who_may_call_is_said_in_one_way_or_refused() {
+    let cases = [
+        ("[auth]", "auth: takes one of"),
+        ("[agents.chat.auth]", "agents.chat.auth: takes one of"),
+        ("[auth]\nopen = true\nhook = 'gate'", "auth: takes one of"),
+        ("[auth]\ntokens = []", "auth: takes one of"),
+        ("[auth]\ntokens = ['short']", "auth.tokens: each must have 16"),
+        ("[auth]\nopen = true\ntimeout = '1s'", "auth.timeout: is for a `hook`"),
+        ("[auth]\nhook = 'Gate'", "auth.hook: "),
+        ("[auth]\ntokens_file = '/nowhere/tokens'", "auth.tokens_file: cannot read"),
+        ("[agents.gate.auth]\nopen = true\n[auth]\nhook = 'gate'", "agents.gate.auth: is for"),
+        ("[agents.gate.auth]\nhook = 'gate'", "agents.gate.auth: is for"),
+    ];
+    for (text, message) in cases {
+        let error = load(text).unwrap_err().to_string();
+        assert!(error.starts_with(message) && !error.contains("short"), "{text:?} gives: {error}");
+    }
+    let config =
+        load("auth.hook = 'gate'\nagents.chat.auth.tokens = ['0123456789abcdef']").unwrap();
+    let auth = |name: &str| config.auth(&name.parse().unwrap());
+    assert!(matches!(auth("other"), Auth::Hook(hook) if hook.timeout == Duration::from_secs(5)));
+    assert!(matches!(auth("chat"), Auth::Tokens(tokens) if tokens.len() == 1));
+    assert_eq!(auth("gate"), &Auth::Closed);
+    assert!(!config.print().contains("0123456789abcdef"));
+}
+
+#[test]
 fn sizes() {
     let cases = [
         ("0B", Some(0)),

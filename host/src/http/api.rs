@@ -20,7 +20,6 @@ use futures_util::FutureExt as _;
 use futures_util::future::Either::{Left, Right};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -28,15 +27,21 @@ use hyper::body::Incoming;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::accept::Accept;
+use super::auth::{self, Verdict};
 use super::connections::Connections;
 use super::problem::Problem;
-use super::route::{self, Route};
+pub use super::repeat::Keys;
+use super::repeat::{self, Registered, Terms};
+use super::route::{self, Resource, Route};
+use super::runs::LAST_EVENT_ID;
 use super::sse::{self, EventsBody, Pace};
 use super::upload::Upload;
+use super::views::{self, ViewBody};
 use super::{Body, BodyError, cors};
-use crate::agent::{self, Deployed, Directory, Refused, Registry};
-use crate::config::Config;
+use crate::agent::{self, Deployed, Directory, Refused, Registry, Resumptions};
+use crate::config::{Config, Hook};
 use crate::fault::Fault;
+use crate::format::Format;
 use crate::id::{Digest, InstanceKey, RunId};
 use crate::journal::{Journal, Located, NotResumable, Reader};
 use crate::shutdown::Shutdown;
@@ -47,7 +52,6 @@ use crate::wasm::{
 
 const RUN: HeaderName = HeaderName::from_static("bureau-run");
 const MODULE: HeaderName = HeaderName::from_static("bureau-module");
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// How many characters of an id are repeated to the client that sent it.
 const MAX_ECHO: usize = 128;
@@ -72,6 +76,8 @@ pub struct Api {
     pub registry: Arc<Registry>,
     pub directory: Directory,
     pub journal: Journal,
+    pub resumptions: Arc<Resumptions>,
+    pub keys: Keys,
     /// Those to the public address.
     pub connections: Arc<Connections>,
     /// Room for the bytes of bodies that are being read.
@@ -80,7 +86,7 @@ pub struct Api {
 }
 
 /// A request that cannot be resumed: the id it came with, and why.
-type Reset = (String, NotResumable);
+pub(super) type Reset = (String, NotResumable);
 
 impl Api {
     /// Answers a request. What is needed of its head is copied before this returns and the head let go of: hyper reads on
@@ -91,13 +97,28 @@ impl Api {
     ) -> impl Future<Output = Response<Body>> + use<> {
         let cors = &self.config.cors;
         if let Some(allowed) = cors::preflight(cors, &request) {
-            return Right(ready(allowed));
+            return Right(Left(ready(allowed)));
         }
         let accept = Accept::of(request.headers());
         let origin = cors::origin(cors, request.headers());
-        let asked = match Asked::of(request) {
-            Ok(asked) => asked,
-            Err(problem) => return Right(ready(self.respond(Err(problem), accept, origin))),
+        let url = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let asked = match route::parse(request.method(), url) {
+            Ok(Route::Agent { instance, path }) => {
+                match Asked::of(request, instance, path, &self.config) {
+                    Ok(asked) => asked,
+                    Err(problem) => {
+                        return Right(Left(ready(self.respond(Err(problem), accept, origin))));
+                    }
+                }
+            }
+            Ok(Route::Resource(resource)) => {
+                let answered = Box::pin(async move {
+                    let answered = self.resource(resource, &request).await;
+                    self.respond(answered, accept, origin)
+                });
+                return Right(Right(answered));
+            }
+            Err(problem) => return Right(Left(ready(self.respond(Err(problem), accept, origin)))),
         };
         // One after the other in the same place, which many requests have at once while they wait.
         Left(self.clone().begin(asked, accept).then(move |begun| match begun {
@@ -107,6 +128,54 @@ impl Api {
             }
             Err(problem) => Right(ready(self.respond(Err(problem), accept, origin))),
         }))
+    }
+
+    /// A request for what the host knows itself.
+    async fn resource(
+        &self,
+        resource: Resource,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, Problem> {
+        let instance = match &resource {
+            Resource::Run(run) | Resource::RunStatus(run) | Resource::CancelRun(run) => {
+                &self.instance_of(*run).await?
+            }
+            Resource::Runs(instance, _)
+            | Resource::Events(instance)
+            | Resource::Latest(instance) => instance,
+        };
+        if let Some(denied) = self.authorize(instance, request).await? {
+            return Ok(*denied);
+        }
+        match resource {
+            Resource::Run(run) => self.run_events(run, request).await,
+            Resource::RunStatus(run) => self.run(run).await,
+            Resource::CancelRun(run) => self.cancel(run).await,
+            Resource::Runs(instance, page) => self.runs_of(&instance, page).await,
+            Resource::Events(instance) => Ok(self.instance_events(&instance)),
+            Resource::Latest(instance) => Ok(self.latest(&instance, request)),
+        }
+    }
+
+    /// Whether who asks for what the host knows of an instance may call it; the response if not.
+    async fn authorize(
+        &self,
+        instance: &InstanceKey,
+        request: &Request<Incoming>,
+    ) -> Result<Option<Box<Response<Body>>>, Problem> {
+        let auth = self.config.auth(instance.agent());
+        let headers = request.headers();
+        let Some(hook) = auth::check(auth, headers)? else { return Ok(None) };
+        let passed = |(name, _): &(&HeaderName, &HeaderValue)| auth::passes(auth, name);
+        let fields = || {
+            let fields = headers.iter().filter(passed);
+            fields.map(|(name, value)| (name.as_str(), text_of(value)))
+        };
+        let mut head = RequestHead::new("", fields);
+        match auth::ask(self, &hook, instance, request.method(), "", &mut head).await? {
+            Verdict::Allowed => Ok(None),
+            Verdict::Denied(response) => Ok(Some(response)),
+        }
     }
 
     /// The response of an answer or a problem, for a request of this origin.
@@ -126,6 +195,13 @@ impl Api {
     /// place for it would be taken by all.
     async fn begin(self: Arc<Self>, mut asked: Asked, accept: Accept) -> Result<Begun, Problem> {
         let speaks_http = |deployed: &Arc<Deployed>| deployed.module.kind() != Kind::Agent;
+        if let Some(hook) = asked.hook.take() {
+            let Asked { instance, method, path, head, .. } = &mut asked;
+            let asking = Box::pin(auth::ask(&self, &hook, instance, method, path, head));
+            if let Verdict::Denied(response) = asking.await? {
+                return Ok(Begun::Answered(response));
+            }
+        }
         if !accept.is_satisfiable()
             && !self.registry.current(asked.instance.agent()).is_some_and(|of| speaks_http(&of))
         {
@@ -136,7 +212,7 @@ impl Api {
         }
         let reset = match &asked.last_event_id {
             None => None,
-            Some(sent) => match Box::pin(self.resume(&asked, sent)).await? {
+            Some(sent) => match Box::pin(self.resume(&asked, sent, accept)).await? {
                 Resumed::Answer(response) => return Ok(Begun::Answered(Box::new(response))),
                 Resumed::Nothing(reset) => Some(reset),
             },
@@ -147,7 +223,7 @@ impl Api {
         if asked.method == Method::HEAD && !speaks_http(&deployed) {
             // What a stream would say of itself; only a run could tell whether there would be one.
             let mut response = Response::new(Body::empty());
-            sse::insert_headers(response.headers_mut());
+            views::insert_headers(accept.format(None), response.headers_mut());
             response.headers_mut().insert(MODULE, value(deployed.module.digest()));
             return Ok(Begun::Answered(Box::new(response)));
         }
@@ -161,11 +237,77 @@ impl Api {
             // Reading a body takes as long as the client does, and the module may have been swapped meanwhile.
             deployed = current().unwrap_or(deployed);
         }
-        Ok(Begun::Run(self.call(asked, body, deployed, reset)?))
+        // What speaks HTTP itself has keys of its own, if it has any.
+        match asked.terms.take().filter(|_| !speaks_http(&deployed)) {
+            None => Ok(Begun::Run(self.call(asked, body, deployed, reset)?)),
+            Some(terms) => {
+                Box::pin(self.begin_on_terms(asked, &terms, body, deployed, reset, accept)).await
+            }
+        }
+    }
+
+    /// A request whose run is on record before it begins.
+    async fn begin_on_terms(
+        &self,
+        asked: Asked,
+        terms: &Terms,
+        body: Bytes,
+        deployed: Arc<Deployed>,
+        reset: Option<Reset>,
+        accept: Accept,
+    ) -> Result<Begun, Problem> {
+        let Asked { instance, method, path, head, .. } = asked;
+        let module = deployed.module.digest();
+        let fingerprint =
+            Digest::of_all(&[method.as_str().as_bytes(), b" ", path.as_bytes(), b"\n", &body]);
+        let request = AgentRequest { method: method.as_str().to_owned(), path, body };
+        let kept = deployed.module.resumes().then(|| agent::keep(&request, &head));
+        let registered = self.register(&instance, module, terms, fingerprint, kept.clone()).await?;
+        let accepted = |run| Begun::Answered(Box::new(repeat::accepted(run, module)));
+        let tail = match registered {
+            Registered::Known(run) if terms.respond_async => return Ok(accepted(run)),
+            Registered::Known(run) => {
+                let attached = self.attach(run, accept, None).await?;
+                return Ok(Begun::Answered(Box::new(attached)));
+            }
+            Registered::Begun(tail) => tail,
+        };
+        let (sender, answered) = oneshot::channel();
+        let origin = Origin {
+            last_event_id: reset.as_ref().map(|(id, _)| id.as_str().into()),
+            request: kept,
+            keeps_reply: true,
+            head,
+            ..Origin::default()
+        };
+        let run = Run::on_record(tail.clone(), origin, sender);
+        let sent = self.directory.send(&instance, &deployed, |_| Call {
+            run,
+            request,
+            upload: None,
+            entry: Entry::Request,
+        });
+        match sent {
+            Ok(sent) => sent.serve(),
+            Err(Refused { fault, .. }) => {
+                self.never_begun(&tail, &fault);
+                return Err(fault.into());
+            }
+        }
+        let id = tail.run();
+        Ok(match terms.respond_async {
+            true => accepted(id),
+            false => Begun::Run(BegunRun { id, instance, reset, answered, refused: None }),
+        })
     }
 
     /// Answers a client that says where it stopped reading, if that can be told.
-    async fn resume(&self, asked: &Asked, sent: &HeaderValue) -> Result<Resumed, Problem> {
+    async fn resume(
+        &self,
+        asked: &Asked,
+        sent: &HeaderValue,
+        accept: Accept,
+    ) -> Result<Resumed, Problem> {
         let instance = &asked.instance;
         let located = match sent.to_str() {
             Ok(id) => self.journal.locate(instance, id).await.map_err(|cause| {
@@ -180,11 +322,12 @@ impl Api {
         let (run, mut response) = match located {
             Located::At(reader) => {
                 let run = reader.tail().run();
-                let mut response = match asked.method {
-                    Method::HEAD => Response::new(Body::empty()),
-                    _ => Response::new(self.events(reader, None)),
-                };
-                sse::insert_headers(response.headers_mut());
+                let format = accept.format(None);
+                let reader = if format.resumes() { reader } else { reader.from_start() };
+                let mut response = self.stream(reader, format, None);
+                if asked.method == Method::HEAD {
+                    *response.body_mut() = Body::empty();
+                }
                 (run, response)
             }
             Located::CaughtUp(run) => (run, no_content()),
@@ -220,35 +363,46 @@ impl Api {
         deployed: Arc<Deployed>,
         reset: Option<Reset>,
     ) -> Result<BegunRun, Problem> {
-        let id = RunId::generate();
-        let (sender, answered) = oneshot::channel();
         let Asked { instance, method, path, head, body: rest, .. } = asked;
         let (mut upload, mut refused) = (None, None);
-        let is_tls = self.config.tls.is_some();
-        // What is spoken is told with the body, be that empty.
-        if deployed.module.kind() != Kind::Agent && (is_tls || !rest.is_end_stream()) {
+        if deployed.module.kind() != Kind::Agent && !rest.is_end_stream() {
             let (limit, timeout) =
                 (deployed.limits.request_body_bytes, self.config.http.body_timeout);
             let (body, refusal) = Upload::new(rest, limit, timeout)?;
             let body = body.boxed_unsync();
-            let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
-            (upload, refused) = (Some(Box::new(AgentUpload { scheme, body })), Some(refusal));
+            (upload, refused) = (Some(Box::new(AgentUpload { body })), Some(refusal));
         }
         let request = AgentRequest { method: method.as_str().to_owned(), path, body };
         let origin = Origin {
+            secure: self.config.tls.is_some(),
             last_event_id: reset.as_ref().map(|(id, _)| id.as_str().into()),
             request: deployed.module.resumes().then(|| agent::keep(&request, &head)),
             head,
             ..Origin::default()
         };
+        let (id, answered) = self.start(&instance, &deployed, request, upload, origin)?;
+        Ok(BegunRun { id, instance, reset, answered, refused })
+    }
+
+    /// Begins a run of an instance, and serves it as far as it goes without waiting.
+    pub(super) fn start(
+        &self,
+        instance: &InstanceKey,
+        deployed: &Arc<Deployed>,
+        request: AgentRequest,
+        upload: Option<Box<AgentUpload>>,
+        origin: Origin,
+    ) -> Result<(RunId, oneshot::Receiver<Answered>), Fault> {
+        let id = RunId::generate();
+        let (sender, answered) = oneshot::channel();
         self.directory
-            .send(&instance, &deployed, |ledger| {
+            .send(instance, deployed, |ledger| {
                 let run = Run::new(ledger.clone(), id, origin, sender);
                 Call { run, request, upload, entry: Entry::Request }
             })
             .map_err(|Refused { fault, .. }| fault)?
             .serve();
-        Ok(BegunRun { id, instance, reset, answered, refused })
+        Ok((id, answered))
     }
 
     /// Answers with the first thing that a run does.
@@ -265,15 +419,16 @@ impl Api {
                 Some(refused) => Box::pin(unless_refused(refused, run.answered)).await,
             };
             let respond = |(answer, module)| {
-                let mut response = self.response(answer, run.reset).unwrap_or_else(|fault| {
-                    if let Fault::BadResponse(why) = &fault {
-                        tracing::warn!(
-                            instance = %run.instance, run = %run.id,
-                            "the agent's response cannot be sent: {why}"
-                        );
-                    }
-                    Problem::from(fault).response(accept, self.config.http.retry)
-                });
+                let mut response =
+                    self.response(answer, accept, run.reset).unwrap_or_else(|fault| {
+                        if let Fault::BadResponse(why) = &fault {
+                            tracing::warn!(
+                                instance = %run.instance, run = %run.id,
+                                "the agent's response cannot be sent: {why}"
+                            );
+                        }
+                        Problem::from(fault).response(accept, self.config.http.retry)
+                    });
                 identify(&mut response, run.id, module);
                 response
             };
@@ -282,22 +437,40 @@ impl Api {
     }
 
     /// The response of what a run did.
-    fn response(&self, answer: Answer, reset: Option<Reset>) -> Result<Response<Body>, Fault> {
+    fn response(
+        &self,
+        answer: Answer,
+        accept: Accept,
+        reset: Option<Reset>,
+    ) -> Result<Response<Body>, Fault> {
         match answer {
             Answer::Response(head, body) => respond(head, Body::full(body)),
             Answer::Chunks(head, chunks) => respond(head, chunked(chunks)),
             Answer::Exchange(response) => Ok(exchanged(*response)),
-            Answer::Events(reader) => {
-                let mut response = Response::new(self.events(reader, reset));
-                sse::insert_headers(response.headers_mut());
-                Ok(response)
-            }
+            Answer::Events(reader, wish) => Ok(self.stream(reader, accept.format(wish), reset)),
             Answer::NoContent => Ok(no_content()),
             Answer::Failed(fault) => Err(fault),
         }
     }
 
-    /// A run's events as a body.
+    /// A run's events in a format.
+    pub(super) fn stream(
+        &self,
+        reader: Reader,
+        format: Format,
+        reset: Option<Reset>,
+    ) -> Response<Body> {
+        let (heartbeat, drain) = (self.config.http.heartbeat, self.shutdown.drain.begun());
+        let body = match ViewBody::new(reader, format, heartbeat, drain) {
+            Ok(view) => Body::View(Box::pin(view)),
+            Err(reader) => self.events(reader, reset),
+        };
+        let mut response = Response::new(body);
+        views::insert_headers(format, response.headers_mut());
+        response
+    }
+
+    /// A run's events as a body of Server-Sent Events.
     pub(super) fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
         let run = reader.tail().run();
         let reset = reset.map(|(id, why)| {
@@ -353,7 +526,9 @@ struct BegunRun {
 }
 
 /// The first thing that a run does, once it is durable.
-async fn first_act(answered: oneshot::Receiver<Answered>) -> Result<(Answer, Digest), Fault> {
+pub(super) async fn first_act(
+    answered: oneshot::Receiver<Answered>,
+) -> Result<(Answer, Digest), Fault> {
     // The sender goes without an answer only when the host is forced to end.
     let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
     after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
@@ -381,34 +556,46 @@ enum Resumed {
 }
 
 /// What a request asks an instance for, without a hold on the buffer that it came in.
-struct Asked {
-    instance: InstanceKey,
-    method: Method,
+pub(super) struct Asked {
+    pub(super) instance: InstanceKey,
+    pub(super) method: Method,
     /// What follows the instance's name, with the query.
-    path: String,
-    head: RequestHead,
+    pub(super) path: String,
+    pub(super) head: RequestHead,
+    /// Who is to be asked first, if anyone is.
+    hook: Option<Arc<Hook>>,
     /// Not empty. In a box, as few have one.
     last_event_id: Option<Box<HeaderValue>>,
+    terms: Option<Box<Terms>>,
     body: Incoming,
 }
 
 impl Asked {
-    fn of(request: Request<Incoming>) -> Result<Self, Problem> {
+    fn of(
+        request: Request<Incoming>,
+        instance: InstanceKey,
+        path: String,
+        config: &Config,
+    ) -> Result<Self, Problem> {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
         let url = uri.path_and_query().map_or("/", |target| target.as_str());
-        let Route::Agent { instance, path } = route::parse(url)?;
         // HTTP/2 has it in the target.
         let host = uri.authority().filter(|_| !headers.contains_key(header::HOST));
         let host = host.map(|host| (header::HOST.as_str(), host.as_str().into()));
+        let auth = config.auth(instance.agent());
+        let hook = auth::check(auth, &headers)?;
+        let passed = |(name, _): &(&HeaderName, &HeaderValue)| auth::passes(auth, name);
         let fields = || {
-            let fields = headers.iter().map(|(name, value)| (name.as_str(), text_of(value)));
+            let fields = headers.iter().filter(passed);
+            let fields = fields.map(|(name, value)| (name.as_str(), text_of(value)));
             host.clone().into_iter().chain(fields)
         };
         let head = RequestHead::new(url, fields);
         let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
         let last_event_id = last_event_id.map(Box::new);
-        Ok(Self { instance, method, path, head, last_event_id, body })
+        let terms = Terms::of(&headers)?;
+        Ok(Self { instance, method, path, head, hook, last_event_id, terms, body })
     }
 }
 
@@ -418,7 +605,7 @@ pub(super) fn copy_of(value: &HeaderValue) -> HeaderValue {
 }
 
 /// A header's value as agents get it: one character per byte.
-fn text_of(value: &HeaderValue) -> Cow<'_, str> {
+pub(super) fn text_of(value: &HeaderValue) -> Cow<'_, str> {
     match value.to_str() {
         Ok(text) => text.into(),
         Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
@@ -432,7 +619,7 @@ pub(super) fn no_content() -> Response<Body> {
 }
 
 /// Says which run on which module answered.
-fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
+pub(super) fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
     let headers = response.headers_mut();
     headers.insert(RUN, value(run));
     headers.insert(MODULE, value(module));
@@ -443,7 +630,7 @@ fn value(id: impl std::fmt::Display) -> HeaderValue {
 }
 
 /// The response of an agent that speaks HTTP itself, which may say how long its body is and which trailers follow.
-fn exchanged(response: AgentResponse) -> Response<Body> {
+pub(super) fn exchanged(response: AgentResponse) -> Response<Body> {
     let mut response = response.map(Body::Chunks);
     for field in NOT_THE_AGENTS {
         if field != header::CONTENT_LENGTH && field != header::TRAILER {
@@ -454,7 +641,7 @@ fn exchanged(response: AgentResponse) -> Response<Body> {
 }
 
 /// An agent's response, as far as HTTP can carry it.
-fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
+pub(super) fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
     let bad = |why: String| Fault::BadResponse(why);
     check_status(head.status)?;
     let status = StatusCode::from_u16(head.status).map_err(|why| bad(why.to_string()))?;
@@ -489,7 +676,7 @@ fn header_value(text: String) -> Option<HeaderValue> {
 }
 
 /// A body that goes out as the guest writes it.
-fn chunked(chunks: Chunks) -> Body {
+pub(super) fn chunked(chunks: Chunks) -> Body {
     let stream = futures_util::stream::unfold(chunks, |mut chunks| async {
         let sent: Result<Bytes, BodyError> = match chunks.next().await? {
             Ok((bytes, after)) => after.durable().await.map(|()| bytes).map_err(Into::into),

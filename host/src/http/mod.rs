@@ -7,8 +7,15 @@ pub mod route;
 pub mod accept;
 pub mod problem;
 pub mod sse;
+mod documents;
+mod repeat;
+mod runs;
+mod ui_messages;
+mod views;
 mod cors;
 mod upload;
+mod bearer;
+mod auth;
 pub mod api;
 pub mod admin;
 pub mod connections;
@@ -26,6 +33,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 pub use hyper::body::Incoming;
 
 use self::sse::EventsBody;
+use self::views::ViewBody;
 
 /// Why a body broke off.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -36,6 +44,8 @@ pub enum Body {
     Full(Option<Bytes>),
     /// A run's events.
     Events(Pin<Box<EventsBody>>),
+    /// A run's events in another format.
+    View(Pin<Box<ViewBody>>),
     /// What a guest writes as it goes.
     Chunks(UnsyncBoxBody<Bytes, BodyError>),
 }
@@ -63,6 +73,7 @@ impl http_body::Body for Body {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Events(events) => events.as_mut().poll_frame(cx).map_err(Into::into),
+            Self::View(view) => view.as_mut().poll_frame(cx).map_err(Into::into),
             Self::Chunks(chunks) => Pin::new(chunks).poll_frame(cx),
         }
     }
@@ -71,6 +82,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::Events(events) => events.is_end_stream(),
+            Self::View(view) => view.is_end_stream(),
             Self::Chunks(chunks) => chunks.is_end_stream(),
         }
     }
@@ -81,6 +93,7 @@ impl http_body::Body for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Events(events) => events.size_hint(),
+            Self::View(view) => view.size_hint(),
             Self::Chunks(chunks) => chunks.size_hint(),
         }
     }

@@ -12,6 +12,7 @@ use http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
 
 use super::accept::Accept;
 use super::{Body, sse};
@@ -45,8 +46,10 @@ pub enum Problem {
     RunEnded,
     /// What the query or the body asks for cannot be asked for; the text says why.
     BadRequest(String),
-    /// The operator's token is not what it must be.
-    Unauthorized,
+    /// The request shows no token that is taken, or, if none is `shown`, none at all.
+    Unauthorized { shown: bool },
+    /// Whoever says which requests may pass did not say it.
+    AuthUnavailable,
     /// A web page may have sent it; the text says how that shows.
     CrossOrigin(&'static str),
     /// The agent is not served by the module that the request expects.
@@ -59,8 +62,14 @@ pub enum Problem {
     NothingToRollBackTo,
     /// A module could not be kept, or could not be loaded from where it is kept; the text says why.
     ModuleNotStored(String),
+    /// The key of the request was that of another request.
+    KeyReused,
+    /// What the run answered that the request's key stands for is not kept.
+    ReplyNotKept,
     /// The run could not begin, or did not end well.
     Fault(Fault),
+    /// What a run that has failed said of it, as it is kept.
+    Again { status: StatusCode, document: String },
 }
 
 impl From<Fault> for Problem {
@@ -75,10 +84,11 @@ impl Problem {
         match self {
             Self::NotFound | Self::NoSuchRun | Self::UnknownModule(_) => StatusCode::NOT_FOUND,
             Self::BadName(_) | Self::BadBody | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::AuthUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::CrossOrigin(_) => StatusCode::FORBIDDEN,
             Self::DigestMismatch(_) => StatusCode::PRECONDITION_FAILED,
-            Self::ModuleRefused(..) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::ModuleRefused(..) | Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::ModuleNotStored(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
@@ -86,7 +96,8 @@ impl Problem {
             Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodiesBusy => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::RunEnded | Self::NothingToRollBackTo => StatusCode::CONFLICT,
+            Self::RunEnded | Self::NothingToRollBackTo | Self::ReplyNotKept => StatusCode::CONFLICT,
+            Self::Again { status, .. } => *status,
             Self::Fault(fault) => match fault {
                 Fault::UnknownAgent => StatusCode::NOT_FOUND,
                 Fault::InstanceBusy { .. } | Fault::AgentBusy { .. } => {
@@ -112,6 +123,25 @@ impl Problem {
         }
     }
 
+    /// The problem that a run has failed with, from the document that is kept of it, which has no status.
+    pub fn again(document: &str) -> Self {
+        #[derive(Default, Serialize, Deserialize)]
+        #[serde(default)]
+        struct Document {
+            r#type: String,
+            title: String,
+            status: u16,
+            detail: String,
+            code: String,
+            source: String,
+        }
+        let mut document: Document = serde_json::from_str(document).unwrap_or_default();
+        let status = status_of_failed(&document.code);
+        document.status = status.as_u16();
+        let document = serde_json::to_string(&document);
+        Self::Again { status, document: document.expect("strings and a number always serialize") }
+    }
+
     /// Whether the same request may well succeed a little later.
     pub fn is_passing(&self) -> bool {
         matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
@@ -119,6 +149,9 @@ impl Problem {
 
     /// The document of this problem.
     pub fn json(&self) -> String {
+        if let Self::Again { document, .. } = self {
+            return document.clone();
+        }
         self.facts().json(Some(self.status().as_u16()))
     }
 
@@ -141,8 +174,9 @@ impl Problem {
         {
             headers.insert(ALLOW, allow);
         }
-        if *self == Self::Unauthorized {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        if let Self::Unauthorized { shown } = self {
+            let challenge = if *shown { "Bearer error=\"invalid_token\"" } else { "Bearer" };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         response
     }
@@ -189,10 +223,17 @@ impl Problem {
             Self::BadBody => ("bad-body", "Bad body", "the request's body broke off".into()),
             Self::RunEnded => ("run-ended", "Run ended", "the run is not under way".into()),
             Self::BadRequest(why) => ("bad-request", "Bad request", why.clone().into()),
-            Self::Unauthorized => (
+            Self::Unauthorized { .. } => (
                 "unauthorized",
                 "Unauthorized",
-                "the request must carry the operator's token, as `Authorization: Bearer ..`".into(),
+                "the request must carry a token that is taken here, as `Authorization: Bearer ..`"
+                    .into(),
+            ),
+            Self::AuthUnavailable => (
+                "auth-unavailable",
+                "Authentication unavailable",
+                "whether the request may pass could not be found out, so it was not passed on"
+                    .into(),
             ),
             Self::CrossOrigin(how) => (
                 "cross-origin",
@@ -222,9 +263,31 @@ impl Problem {
             Self::ModuleNotStored(why) => {
                 ("module-not-stored", "Module not stored", why.clone().into())
             }
+            Self::KeyReused => (
+                "key-reused",
+                "Key reused",
+                "another request to this instance had this Idempotency-Key; a new request takes a new one".into(),
+            ),
+            Self::ReplyNotKept => (
+                "reply-not-kept",
+                "Reply not kept",
+                "the run that this key began has answered, with a body that is not kept".into(),
+            ),
             Self::Fault(fault) => return fault.facts(),
+            Self::Again { .. } => return Fault::Internal.facts(),
         };
         Facts { code, title, detail, source: Source::Host }
+    }
+}
+
+/// The status of a run that failed with this code after it had begun.
+fn status_of_failed(code: &str) -> StatusCode {
+    match code {
+        "bad-request" => StatusCode::BAD_REQUEST,
+        "cancelled" => StatusCode::CONFLICT,
+        "agent-trapped" | "bad-response" => StatusCode::BAD_GATEWAY,
+        limit if limit.ends_with("-limit") => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -284,7 +347,8 @@ mod tests {
             (Problem::BadBody, 400, "bad-body"),
             (Problem::RunEnded, 409, "run-ended"),
             (Problem::BadRequest(String::new()), 400, "bad-request"),
-            (Problem::Unauthorized, 401, "unauthorized"),
+            (Problem::Unauthorized { shown: true }, 401, "unauthorized"),
+            (Problem::AuthUnavailable, 503, "auth-unavailable"),
             (Problem::CrossOrigin(""), 403, "cross-origin"),
             (Problem::DigestMismatch(String::new()), 412, "digest-mismatch"),
             (refused(Gate::Size), 422, "module-too-large"),
@@ -352,5 +416,26 @@ mod tests {
         }
         let response = Problem::from(Fault::UnknownAgent).response(event_source(), RETRY);
         assert_eq!(response.status(), 404, "what no retry mends stays final");
+    }
+
+    #[test]
+    fn a_failure_that_is_told_again_has_the_status_that_it_had() {
+        let faults = [
+            Fault::BadRequest("no".into()),
+            Fault::AgentFailed,
+            Fault::AgentTrapped,
+            Fault::Limit(Limit::Turn(5)),
+            Fault::BadResponse("no".into()),
+            Fault::Cancelled,
+            Fault::Interrupted,
+            Fault::GaveUp,
+            Fault::Internal,
+        ];
+        for fault in faults {
+            let again = Problem::again(&fault.json());
+            let first = Problem::from(fault);
+            assert_eq!(again.status(), first.status());
+            assert_eq!(again.json(), first.json());
+        }
     }
 }

@@ -22,6 +22,23 @@ pub enum Route {
         /// What follows the instance's name, with the query.
         path: String,
     },
+    /// What the host knows itself.
+    Resource(Resource),
+}
+
+/// What the host knows of runs, and answers without an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resource {
+    /// What a run emits.
+    Run(RunId),
+    RunStatus(RunId),
+    CancelRun(RunId),
+    /// The runs of an instance.
+    Runs(InstanceKey, PageQuery),
+    /// What the runs of an instance emit from now on.
+    Events(InstanceKey),
+    /// What the newest run of an instance emits, if one goes on.
+    Latest(InstanceKey),
 }
 
 /// What a request on the admin address asks for.
@@ -57,6 +74,13 @@ impl AdminRoute {
     }
 }
 
+/// Which page of a list is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageQuery {
+    pub limit: usize,
+    pub before: Option<RunId>,
+}
+
 /// Which runs are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunsQuery {
@@ -66,20 +90,44 @@ pub struct RunsQuery {
     pub before: Option<RunId>,
 }
 
-/// Makes a route of what stands in the place of `{..}` and the query.
-type Make = fn(&str, &str) -> Result<AdminRoute, Problem>;
+/// Makes a route of what stands in the places of `{..}` and the query.
+type Make<R> = fn([&str; 2], &str) -> Result<R, Problem>;
+
+/// A method, a path, and what they mean.
+type Entry<R> = (&'static str, &'static str, Make<R>);
+
+/// Everything on the public address but the agents themselves.
+const RESOURCES: [Entry<Resource>; 6] = [
+    ("GET", "/runs/{run}", |[run, _], _| Ok(Resource::Run(run_id(run)?))),
+    ("DELETE", "/runs/{run}", |[run, _], _| Ok(Resource::CancelRun(run_id(run)?))),
+    ("GET", "/runs/{run}/status", |[run, _], _| Ok(Resource::RunStatus(run_id(run)?))),
+    ("GET", "/instances/{agent}/{instance}/runs", |[agent, name], query| {
+        let instance = instance_key(agent, name)?;
+        let [limit, before] = fields(query, ["limit", "before"])?;
+        let before = before.as_deref().map(run_id).transpose()?;
+        Ok(Resource::Runs(instance, PageQuery { limit: limit_of(limit)?, before }))
+    }),
+    ("GET", "/instances/{agent}/{instance}/events", |[agent, name], _| {
+        Ok(Resource::Events(instance_key(agent, name)?))
+    }),
+    ("GET", "/instances/{agent}/{instance}/stream", |[agent, name], _| {
+        Ok(Resource::Latest(instance_key(agent, name)?))
+    }),
+];
 
 /// Everything on the admin address.
-pub(super) const ADMIN_ROUTES: [(&str, &str, Make); 15] = [
+pub(super) const ADMIN_ROUTES: [Entry<AdminRoute>; 15] = [
     ("GET", "/healthz", |_, _| Ok(AdminRoute::Health)),
     ("GET", "/readyz", |_, _| Ok(AdminRoute::Ready)),
     ("GET", "/metrics", |_, _| Ok(AdminRoute::Metrics)),
     ("GET", "/openapi.json", |_, _| Ok(AdminRoute::OpenApi)),
     ("GET", "/v1/agents", |_, _| Ok(AdminRoute::Agents)),
-    ("PUT", "/v1/agents/{name}", |name, _| Ok(AdminRoute::Deploy(agent_name(name)?))),
-    ("DELETE", "/v1/agents/{name}", |name, _| Ok(AdminRoute::Remove(agent_name(name)?))),
-    ("POST", "/v1/agents/{name}/rollback", |name, _| Ok(AdminRoute::RollBack(agent_name(name)?))),
-    ("GET", "/v1/agents/{name}/deployments", |name, _| {
+    ("PUT", "/v1/agents/{name}", |[name, _], _| Ok(AdminRoute::Deploy(agent_name(name)?))),
+    ("DELETE", "/v1/agents/{name}", |[name, _], _| Ok(AdminRoute::Remove(agent_name(name)?))),
+    ("POST", "/v1/agents/{name}/rollback", |[name, _], _| {
+        Ok(AdminRoute::RollBack(agent_name(name)?))
+    }),
+    ("GET", "/v1/agents/{name}/deployments", |[name, _], _| {
         Ok(AdminRoute::Deployments(agent_name(name)?))
     }),
     ("GET", "/v1/instances", |_, query| {
@@ -87,38 +135,44 @@ pub(super) const ADMIN_ROUTES: [(&str, &str, Make); 15] = [
         Ok(AdminRoute::Instances(agent.as_deref().map(agent_name).transpose()?))
     }),
     ("GET", "/v1/runs", |_, query| Ok(AdminRoute::Runs(runs_query(query)?))),
-    ("GET", "/v1/runs/{run}", |run, _| Ok(AdminRoute::Run(run_id(run)?))),
-    ("GET", "/v1/runs/{run}/events", |run, _| Ok(AdminRoute::RunEvents(run_id(run)?))),
-    ("POST", "/v1/runs/{run}/cancel", |run, _| Ok(AdminRoute::Cancel(run_id(run)?))),
+    ("GET", "/v1/runs/{run}", |[run, _], _| Ok(AdminRoute::Run(run_id(run)?))),
+    ("GET", "/v1/runs/{run}/events", |[run, _], _| Ok(AdminRoute::RunEvents(run_id(run)?))),
+    ("POST", "/v1/runs/{run}/cancel", |[run, _], _| Ok(AdminRoute::Cancel(run_id(run)?))),
     ("GET", "/v1/events", |_, _| Ok(AdminRoute::Happenings)),
 ];
 
-/// The route of a target, path and query, on the public address.
-pub fn parse(target: &str) -> Result<Route, Problem> {
+/// The route of a method and a target, path and query, on the public address.
+pub fn parse(method: &Method, target: &str) -> Result<Route, Problem> {
     let path = target.split('?').next().unwrap_or_default();
     let (prefix, rest) = segment(path);
+    if prefix != "agents" {
+        return find(&RESOURCES, method, target).map(Route::Resource);
+    }
     let (agent, rest) = segment(rest);
     let (name, rest) = segment(rest);
-    if prefix != "agents" || name.is_empty() {
+    if name.is_empty() {
         return Err(Problem::NotFound);
     }
-    let agent: AgentName = decode("agent", agent)?.parse().map_err(bad_name)?;
-    let instance = InstanceKey::new(agent, &decode("instance", name)?).map_err(bad_name)?;
+    let instance = instance_key(agent, name)?;
     let follows = path.len() - rest.len();
     Ok(Route::Agent { instance, path: target[follows..].into() })
 }
 
 /// The route of a method and a target on the admin address. `HEAD` is `GET` without the body.
 pub fn parse_admin(method: &Method, target: &str) -> Result<AdminRoute, Problem> {
+    find(&ADMIN_ROUTES, method, target)
+}
+
+fn find<R>(routes: &[Entry<R>], method: &Method, target: &str) -> Result<R, Problem> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let mut allow = Vec::new();
-    for (of, template, make) in ADMIN_ROUTES {
-        let Some(name) = fits(template, path) else { continue };
-        if of == method.as_str() {
-            return make(name, query);
+    for (of, template, make) in routes {
+        let Some(names) = fits(template, path) else { continue };
+        if *of == method.as_str() {
+            return make(names, query);
         }
-        allow.push(if of == "GET" { "GET, HEAD" } else { of });
+        allow.push(if *of == "GET" { "GET, HEAD" } else { of });
     }
     Err(match allow.is_empty() {
         true => Problem::NotFound,
@@ -126,19 +180,24 @@ pub fn parse_admin(method: &Method, target: &str) -> Result<AdminRoute, Problem>
     })
 }
 
-/// What stands in the place of the template's `{..}`, empty if it has none, when the path is one of it.
-fn fits<'a>(template: &str, path: &'a str) -> Option<&'a str> {
-    let mut found = "";
+/// What stands in the places of the template's `{..}`, empty where it has fewer, when the path is one of it.
+fn fits<'a>(template: &str, path: &'a str) -> Option<[&'a str; 2]> {
+    let mut found = [""; 2];
+    let mut places = found.iter_mut();
     let mut segments = path.split('/');
     for expected in template.split('/') {
         let segment = segments.next()?;
         if expected.starts_with('{') && !segment.is_empty() {
-            found = segment;
+            *places.next()? = segment;
         } else if expected != segment {
             return None;
         }
     }
     segments.next().is_none().then_some(found)
+}
+
+fn instance_key(agent: &str, name: &str) -> Result<InstanceKey, Problem> {
+    InstanceKey::new(agent_name(agent)?, &decode("instance", name)?).map_err(bad_name)
 }
 
 fn agent_name(name: &str) -> Result<AgentName, Problem> {
@@ -157,22 +216,19 @@ fn runs_query(query: &str) -> Result<RunsQuery, Problem> {
         let why = "`instance` needs the `agent` that it is one of";
         return Err(Problem::BadRequest(why.into()));
     }
-    let limit = match limit {
-        None => 100,
-        Some(limit) => {
-            let number = limit.parse().ok().filter(|limit| (1..=MAX_RUNS).contains(limit));
-            number.ok_or_else(|| {
-                Problem::BadRequest(format!(
-                    "`limit` is a number from 1 to {MAX_RUNS}, and not {limit:?}"
-                ))
-            })?
-        }
-    };
     Ok(RunsQuery {
         agent: agent.as_deref().map(agent_name).transpose()?,
         instance,
-        limit,
+        limit: limit_of(limit)?,
         before: before.as_deref().map(run_id).transpose()?,
+    })
+}
+
+fn limit_of(limit: Option<String>) -> Result<usize, Problem> {
+    let Some(limit) = limit else { return Ok(100) };
+    let number = limit.parse().ok().filter(|limit| (1..=MAX_RUNS).contains(limit));
+    number.ok_or_else(|| {
+        Problem::BadRequest(format!("`limit` is a number from 1 to {MAX_RUNS}, and not {limit:?}"))
     })
 }
 
@@ -213,8 +269,8 @@ mod tests {
     use super::*;
 
     fn agent(target: &str) -> (String, String, String) {
-        let Route::Agent { instance, path } =
-            parse(target).unwrap_or_else(|problem| panic!("{target}: {problem:?}"));
+        let parsed = parse(&Method::PATCH, target);
+        let Ok(Route::Agent { instance, path }) = parsed else { panic!("{target}: {parsed:?}") };
         (instance.agent().to_string(), instance.name().to_owned(), path)
     }
 
@@ -257,7 +313,7 @@ mod tests {
             "/x/agents/chat/demo",
             "/healthz",
         ] {
-            assert_eq!(parse(target), Err(Problem::NotFound), "{target}");
+            assert_eq!(parse(&Method::GET, target), Err(Problem::NotFound), "{target}");
         }
     }
 
@@ -275,10 +331,48 @@ mod tests {
             (&long, "longer"),
         ];
         for (target, names) in cases {
-            let Err(Problem::BadName(message)) = parse(target) else { panic!("{target}") };
+            let parsed = parse(&Method::GET, target);
+            let Err(Problem::BadName(message)) = parsed else { panic!("{target}: {parsed:?}") };
             assert!(message.contains(names), "{target}: {message}");
         }
         assert_eq!(agent(&format!("/agents/chat/{}", "é".repeat(128))).1.len(), 256);
+    }
+
+    #[test]
+    fn resources() {
+        let run = RunId::generate();
+        let instance = InstanceKey::new("chat".parse().unwrap(), "a/b").unwrap();
+        let page = PageQuery { limit: 5, before: Some(run) };
+        let cases = [
+            (Method::GET, format!("/runs/{run}"), Resource::Run(run)),
+            (Method::HEAD, format!("/runs/{run}?x"), Resource::Run(run)),
+            (Method::DELETE, format!("/runs/{run}"), Resource::CancelRun(run)),
+            (Method::GET, format!("/runs/{run}/status"), Resource::RunStatus(run)),
+            (
+                Method::GET,
+                format!("/instances/chat/a%2Fb/runs?limit=5&before={run}"),
+                Resource::Runs(instance.clone(), page),
+            ),
+            (
+                Method::GET,
+                "/instances/chat/a%2Fb/events".into(),
+                Resource::Events(instance.clone()),
+            ),
+            (Method::GET, "/instances/chat/a%2Fb/stream".into(), Resource::Latest(instance)),
+        ];
+        for (method, target, resource) in cases {
+            assert_eq!(parse(&method, &target), Ok(Route::Resource(resource)), "{target}");
+        }
+        let refused = parse(&Method::POST, &format!("/runs/{run}"));
+        let allow = "GET, HEAD, DELETE".into();
+        assert_eq!(refused, Err(Problem::MethodNotAllowed { allow }));
+        for target in ["/runs", "/runs/", "/instances/chat", "/instances/chat/a", "/runs/x/y"] {
+            assert_eq!(parse(&Method::GET, target), Err(Problem::NotFound), "{target}");
+        }
+        for target in ["/runs/x", "/instances/Chat/a/runs", "/instances/chat/%ff/stream"] {
+            let parsed = parse(&Method::GET, target);
+            assert!(matches!(parsed, Err(Problem::BadName(_))), "{target}: {parsed:?}");
+        }
     }
 
     #[test]

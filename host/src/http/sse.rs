@@ -44,6 +44,11 @@ const HEARTBEAT: Bytes = Bytes::from_static(b":\n");
 /// Puts on the headers of an event stream.
 pub fn insert_headers(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    insert_stream_headers(headers);
+}
+
+/// Puts on the headers of whatever comes bit by bit.
+pub(super) fn insert_stream_headers(headers: &mut HeaderMap) {
     // A proxy that compresses or buffers would hold events back.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -97,7 +102,7 @@ pub fn frame(run: RunId, event: &Event) -> Bytes {
     bytes.into()
 }
 
-fn retry_field(retry: Duration) -> Bytes {
+pub(super) fn retry_field(retry: Duration) -> Bytes {
     format!("retry: {}\n", retry.as_millis()).into()
 }
 
@@ -162,7 +167,7 @@ pub struct Pace {
 /// The journal could not give what follows. The connection breaks off, which makes the client come back.
 #[derive(Debug, thiserror::Error)]
 #[error("the stream broke: {0}")]
-pub struct Broken(String);
+pub struct Broken(pub(super) String);
 
 pin_project! {
     /// The body of an event stream.
@@ -254,7 +259,7 @@ impl http_body::Body for EventsBody {
 }
 
 /// A page of events on the wire. A page of one is most likely live, and its frame is shared with the other readers.
-fn frames(run: RunId, page: &Page) -> Bytes {
+pub(super) fn frames(run: RunId, page: &Page) -> Bytes {
     match &**page {
         [event] => event.frame(|event| frame(run, event)),
         events => page.sending(framed(run, events)),

@@ -42,6 +42,8 @@ const SET: u8 = 7;
 const DELETE: u8 = 8;
 const NO_STATE: u8 = 9;
 const MODULE: u8 = 10;
+const KEY: u8 = 11;
+const REPLY: u8 = 12;
 
 /// A row that does not decode.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +94,8 @@ pub(super) enum Op {
     State(Option<Arc<str>>),
     Storage { key: Box<str>, value: Option<Bytes> },
     Module(Digest),
+    Key { run: RunId, key: Box<str>, fingerprint: Digest },
+    Reply { run: RunId, reply: Bytes },
 }
 
 impl From<&Write> for Op {
@@ -109,6 +113,10 @@ impl From<&Write> for Op {
                 Self::Storage { key: key.clone(), value: value.clone() }
             }
             Write::Module(module) => Self::Module(*module),
+            Write::Key { tail, key, fingerprint } => {
+                Self::Key { run: tail.run(), key: key.clone(), fingerprint: *fingerprint }
+            }
+            Write::Reply { tail, reply } => Self::Reply { run: tail.run(), reply: reply.clone() },
         }
     }
 }
@@ -172,6 +180,15 @@ pub(super) fn encode_batch(out: &mut Vec<u8>, turns: &[Submitted], at_ms: u64) {
                     out.push(MODULE);
                     out.extend(module.as_bytes());
                 }
+                Write::Key { tail, key, fingerprint } => {
+                    tagged(out, KEY, tail.run());
+                    encode_text(out, key);
+                    out.extend(fingerprint.as_bytes());
+                }
+                Write::Reply { tail, reply } => {
+                    tagged(out, REPLY, tail.run());
+                    encode_bytes(out, reply);
+                }
             }
         }
     }
@@ -230,6 +247,14 @@ pub(super) fn decode_batch(
             }
             DELETE => Op::Storage { key: text(bytes)?.into(), value: None },
             MODULE => Op::Module(Digest::from_bytes(take(bytes)?)),
+            KEY => {
+                let (run, key) = (run_id(bytes)?, text(bytes)?.into());
+                Op::Key { run, key, fingerprint: Digest::from_bytes(take(bytes)?) }
+            }
+            REPLY => {
+                let run = run_id(bytes)?;
+                Op::Reply { run, reply: Bytes::copy_from_slice(blob(bytes)?) }
+            }
             _ => return Err(Damaged),
         };
         each(at_ms, of.as_ref().ok_or(Damaged)?, op);
@@ -292,10 +317,11 @@ impl<'a> Segment<'a> {
         let count = u32::from_le_bytes(take(&mut bytes)?);
         let total = u64::from_le_bytes(take(&mut bytes)?);
         let before = last.0.checked_sub(count.into()).ok_or(Damaged)?;
+        let next = Seq(before.checked_add(1).ok_or(Damaged)?);
         if version != VERSION {
             return Err(Damaged);
         }
-        Ok(Self { flags, next: Seq(before).next(), left: count, total, rest: bytes })
+        Ok(Self { flags, next, left: count, total, rest: bytes })
     }
 
     /// The bytes of the run's segments up to and including this one.
@@ -463,5 +489,7 @@ fn state_of(tag: u8) -> Option<RunState> {
     })
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;

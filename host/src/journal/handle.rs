@@ -4,7 +4,6 @@
 //! tails of the runs that go on, and the journal's health. Reads of state and storage are short and
 //! synchronous: one transaction, closed before they return.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
@@ -13,12 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::follower::Follower;
+use super::live::Live;
 use super::redb::RedbStore;
 use super::tail::{Gauge, Limits};
 use super::writer::{self, Queue};
 use super::{
-    Backend, DeploymentRecord, Health, Lane, Located, Options, Pair, Reader, RunPage, RunRecord,
-    Stats, Store, StoreError, Tail, lock, reader,
+    Backend, DeploymentRecord, Health, Keyed, Lane, Located, Options, Pair, Reader, RunPage,
+    RunRecord, Stats, Store, StoreError, Tail, lock, reader,
 };
 use crate::id::{Digest, InstanceKey, RunId, Seq};
 
@@ -37,7 +38,7 @@ pub(super) struct Shared {
     pub(super) store: Box<dyn Store>,
     pub(super) queue: Queue,
     /// The tails of all runs that are not over.
-    pub(super) live: Mutex<HashMap<RunId, Arc<Tail>>>,
+    pub(super) live: Live,
     pub(super) health: watch::Sender<Health>,
     pub(super) counts: Counts,
     pub(super) gauge: Arc<Gauge>,
@@ -69,10 +70,6 @@ pub struct Unfinished {
 }
 
 impl Shared {
-    pub(super) fn live(&self, run: RunId) -> Option<Arc<Tail>> {
-        lock(&self.live).get(&run).cloned()
-    }
-
     /// Tells those who watch, if this is news.
     pub(super) fn set_health(&self, health: Health) {
         self.health.send_if_modified(|current| {
@@ -108,11 +105,11 @@ impl Journal {
                 Unfinished { record, request, tail: Arc::new(tail) }
             })
             .collect();
-        let live = unfinished.iter().map(|run| (run.record.run, Arc::clone(&run.tail)));
+        let live = unfinished.iter().map(|run| Arc::clone(&run.tail));
         let shared = Arc::new(Shared {
             store: Box::new(store),
             queue: Queue::default(),
-            live: Mutex::new(live.collect()),
+            live: Live::of(live),
             health: watch::Sender::new(Health::Good),
             counts: Counts::default(),
             gauge,
@@ -159,6 +156,17 @@ impl Journal {
         reader::locate(&self.0.shared, instance, last_event_id).await
     }
 
+    /// Reads all runs of an instance, from now on.
+    pub fn follow(&self, instance: &InstanceKey) -> Follower {
+        Follower::new(Arc::clone(&self.0.shared), instance)
+    }
+
+    /// The newest run of an instance that is on record and not over, from its start.
+    pub fn latest_live(&self, instance: &InstanceKey) -> Option<Reader> {
+        let tail = self.0.shared.live.of_instance(instance).pop()?;
+        Some(self.reader(tail, Seq::ZERO))
+    }
+
     /// What is known of a run.
     pub fn run(&self, run: RunId) -> Result<Option<RunRecord>, StoreError> {
         self.0.shared.store.run(run)
@@ -174,6 +182,26 @@ impl Journal {
         matches: &dyn Fn(&InstanceKey) -> bool,
     ) -> Result<RunPage, StoreError> {
         self.0.shared.store.runs(before, limit, matches)
+    }
+
+    /// The runs of an instance that began before this one, newest first: at most `limit`.
+    pub fn runs_of(
+        &self,
+        instance: &InstanceKey,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<RunPage, StoreError> {
+        self.0.shared.store.runs_of(instance, before, limit)
+    }
+
+    /// The run that a request with this key began on this instance, durably, and the request's fingerprint.
+    pub fn keyed(&self, instance: &InstanceKey, key: &str) -> Result<Option<Keyed>, StoreError> {
+        self.0.shared.store.keyed(instance, key)
+    }
+
+    /// What a run answered durably, if that is kept.
+    pub fn reply(&self, run: RunId) -> Result<Option<Bytes>, StoreError> {
+        self.0.shared.store.reply(run)
     }
 
     /// All kept deployments, by agent, oldest first.
@@ -239,7 +267,7 @@ impl Journal {
             buffered_bytes_peak: shared.gauge.peak(),
             sending_bytes: shared.sending.now(),
             sending_bytes_peak: shared.sending.peak(),
-            live_runs: lock(&shared.live).len() as u64,
+            live_runs: shared.live.len() as u64,
         }
     }
 

@@ -23,7 +23,9 @@
 //! carries; an idle reader is a cursor, an `Arc` and a registered waker.
 
 mod codec;
+mod follower;
 mod handle;
+mod live;
 mod reader;
 mod redb;
 mod tail;
@@ -46,8 +48,13 @@ use std::time::SystemTime;
 use crate::config::JournalLimits;
 use crate::id::{AgentName, Cursor, Digest, InstanceKey, RunId, Seq};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::codec::fuzzing::row as fuzz_row;
+pub use self::follower::{Followed, Follower};
 pub use self::handle::{Journal, Unfinished};
 pub use self::reader::{Page, Reader, Step};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::redb::fuzz_log;
 pub use self::redb::{Backend, JournalFile, StorageBackend};
 pub use self::tail::Tail;
 pub use self::writer::{Lane, Ticket};
@@ -158,6 +165,14 @@ pub struct RunPage {
     pub next: Option<RunId>,
 }
 
+/// The run that a key stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keyed {
+    pub run: RunId,
+    /// What the request was that had the key: opaque here.
+    pub fingerprint: Digest,
+}
+
 /// Which module serves an agent, from when on and from where it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeploymentRecord {
@@ -199,6 +214,10 @@ pub enum Write {
     Storage { key: Box<str>, value: Option<Bytes> },
     /// What the instance keeps, document and storage, is of this module's making from here on.
     Module(Digest),
+    /// The run is the one that a request with this key began, which had this fingerprint.
+    Key { tail: Arc<Tail>, key: Box<str>, fingerprint: Digest },
+    /// What the run answered whoever asked: opaque here, kept as long as the run is.
+    Reply { tail: Arc<Tail>, reply: Bytes },
 }
 
 impl Write {
@@ -211,6 +230,8 @@ impl Write {
                 document.as_ref().map_or(0, |document| document.len()) + Event::OVERHEAD
             }
             Self::Storage { key, value } => key.len() + bytes(value) + Event::OVERHEAD,
+            Self::Key { key, .. } => key.len() + Event::OVERHEAD,
+            Self::Reply { reply, .. } => reply.len() + Event::OVERHEAD,
             Self::End { .. } | Self::Module(_) => Event::OVERHEAD,
         }
     }
@@ -316,6 +337,20 @@ trait Store: Send + Sync + 'static {
         limit: usize,
         matches: &dyn Fn(&InstanceKey) -> bool,
     ) -> Result<RunPage, StoreError>;
+
+    /// The runs of an instance that began before this one, newest first: at most `limit`.
+    fn runs_of(
+        &self,
+        instance: &InstanceKey,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<RunPage, StoreError>;
+
+    /// The run that a request with this key began on this instance, and the request's fingerprint.
+    fn keyed(&self, instance: &InstanceKey, key: &str) -> Result<Option<Keyed>, StoreError>;
+
+    /// What a run answered, if it has and that is kept.
+    fn reply(&self, run: RunId) -> Result<Option<Bytes>, StoreError>;
 
     /// What follows `after`, as much as `max_bytes` hold and at least one event if there is one.
     fn events(

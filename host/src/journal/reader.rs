@@ -110,6 +110,11 @@ impl Reader {
         Self { shared, tail, cursor: after, seat: Seat::default(), fetch_bytes, fetching: None }
     }
 
+    /// A reader of the same run, from its first event on.
+    pub fn from_start(self) -> Self {
+        Self::new(self.shared.clone(), self.tail.clone(), Seq::ZERO)
+    }
+
     /// The run that is read.
     pub fn tail(&self) -> &Arc<Tail> {
         &self.tail
@@ -251,7 +256,7 @@ pub(super) async fn locate(
 
 /// The client's place in a run that goes on, if this is one, of this instance.
 fn locate_live(shared: &Arc<Shared>, instance: &InstanceKey, cursor: Cursor) -> Option<Located> {
-    let tail = shared.live(cursor.run)?;
+    let tail = shared.live.get(cursor.run)?;
     (tail.instance() == instance).then(|| place(shared, tail, cursor.seq))
 }
 

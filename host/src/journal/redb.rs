@@ -54,8 +54,8 @@ use bytes::Bytes;
 
 use super::codec::{Damaged, Op, Segment, decode_deployment, encode_batch};
 use super::{
-    Committed, DeploymentRecord, Event, Options, Pair, RUNS_LOOKED_AT, RunPage, RunRecord, Store,
-    StoreError, Submitted, Tended, lock,
+    Committed, DeploymentRecord, Event, Keyed, Options, Pair, RUNS_LOOKED_AT, RunPage, RunRecord,
+    Store, StoreError, Submitted, Tended, lock,
 };
 use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
@@ -63,6 +63,8 @@ mod log;
 mod open;
 mod recent;
 mod tables;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::log::fuzzing::log as fuzz_log;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -74,8 +76,9 @@ use self::log::Log;
 use self::open::interrupt;
 use self::recent::{Layer, Progress, Recent};
 use self::tables::{
-    DEPLOYMENTS, EVENTS, IDS, META, META_TRIMMED_UNTIL, MODULES, RUNS, Retention, STATES, STEP,
-    STORAGE, Tables, damaged, decoded, extent, millis, number, pair, record,
+    DEPLOYMENTS, EVENTS, IDS, INSTANCE_RUNS, KEYS, META, META_TRIMMED_UNTIL, MODULES, REPLIES,
+    RUNS, Retention, STATES, STEP, STORAGE, Tables, damaged, decoded, extent, millis, number, pair,
+    record,
 };
 
 /// The store.
@@ -349,6 +352,70 @@ impl Store for RedbStore {
                 page.records.extend(record.filter(|record| matches(&record.instance)));
             }
             Ok(page)
+        })
+    }
+
+    fn runs_of(
+        &self,
+        instance: &InstanceKey,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<RunPage, StoreError> {
+        self.with(|opened| {
+            let earlier = |run: &RunId| before.is_none_or(|before| *run < before);
+            let mut runs: Vec<RunId> = opened.recent().begun(instance).filter(earlier).collect();
+            let (agent, name) = pair(instance);
+            let end = before.map_or(Bound::Included((agent, name, u128::MAX)), |before| {
+                Bound::Excluded((agent, name, before.as_u128()))
+            });
+            let range = (Bound::Included((agent, name, 0)), end);
+            let index = opened.database.begin_read()?.open_table(INSTANCE_RUNS)?;
+            for row in index.range::<(&str, &str, u128)>(range)?.rev().take(limit + 1) {
+                runs.push(RunId::from_u128(row?.0.value().2));
+            }
+            runs.sort_unstable_by(|one, other| other.cmp(one));
+            runs.dedup();
+            let more = runs.len() > limit;
+            runs.truncate(limit);
+            // Before the records are read, as everywhere.
+            let progress: Vec<_> = runs.iter().map(|run| opened.recent().progress(*run)).collect();
+            let transaction = opened.database.begin_read()?;
+            let (rows, events) = (transaction.open_table(RUNS)?, transaction.open_table(EVENTS)?);
+            let next = runs.last().copied().filter(|_| more);
+            let mut page = RunPage { records: Vec::with_capacity(runs.len()), next };
+            for (run, progress) in runs.into_iter().zip(progress) {
+                page.records.extend(whole(run, record(&rows, run)?, &progress, &events)?);
+            }
+            Ok(page)
+        })
+    }
+
+    fn keyed(&self, instance: &InstanceKey, key: &str) -> Result<Option<Keyed>, StoreError> {
+        self.with(|opened| {
+            let recent = opened.recent().keyed(instance, key);
+            if recent.is_some() {
+                return Ok(recent);
+            }
+            let keys = opened.database.begin_read()?.open_table(KEYS)?;
+            let (agent, name) = pair(instance);
+            let found = keys.get((agent, name, key))?;
+            Ok(found.map(|found| {
+                let (run, fingerprint) = found.value();
+                let fingerprint = Digest::from_bytes(*fingerprint);
+                Keyed { run: RunId::from_u128(run), fingerprint }
+            }))
+        })
+    }
+
+    fn reply(&self, run: RunId) -> Result<Option<Bytes>, StoreError> {
+        self.with(|opened| {
+            let recent = opened.recent().reply(run);
+            if recent.is_some() {
+                return Ok(recent);
+            }
+            let replies = opened.database.begin_read()?.open_table(REPLIES)?;
+            let reply = replies.get(run.as_u128())?;
+            Ok(reply.map(|reply| Bytes::copy_from_slice(reply.value())))
         })
     }
 

@@ -66,11 +66,11 @@ async fn a_file_that_is_no_journal_of_ours_is_refused_with_its_name() {
 
     super::redb::tests::make_foreign(&directory.path().join("foreign"));
     assert!(refused("foreign").ends_with("is not a journal"));
-    for format in [1, 2, 5] {
+    for format in [1, 2, 6] {
         let name = format!("format-{format}");
         super::redb::tests::make_of_format(&directory.path().join(&name), format);
         let reads =
-            format!("is a journal of format {format}, and this version reads formats 3 and 4");
+            format!("is a journal of format {format}, and this version reads formats 3 to 5");
         assert!(refused(&name).ends_with(&reads));
     }
 

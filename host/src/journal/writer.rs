@@ -278,7 +278,7 @@ fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Commi
     // A client can learn of a run as soon as it is durable, and must then find its tail.
     for write in writes(batch) {
         if let Write::Start { tail, .. } = write {
-            lock(&shared.live).insert(tail.run(), Arc::clone(tail));
+            shared.live.start(tail);
         }
     }
     let once = || match batch {
@@ -321,10 +321,15 @@ fn publish(shared: &Shared, batch: Vec<Submitted>) {
             }
             Write::End { tail, outcome } => {
                 // A tail that is found among the live ones is never at its end.
-                lock(&shared.live).remove(&tail.run());
+                shared.live.end(tail.run());
                 tail.end(outcome.clone());
             }
-            Write::Start { .. } | Write::State(_) | Write::Storage { .. } | Write::Module(_) => {}
+            Write::Start { .. }
+            | Write::State(_)
+            | Write::Storage { .. }
+            | Write::Module(_)
+            | Write::Key { .. }
+            | Write::Reply { .. } => {}
         }
     }
     let counts = &shared.counts;
@@ -368,7 +373,7 @@ impl Drop for Departure<'_> {
         });
         self.shared.set_health(Health::Dead(reason));
         let mut waiting = Vec::new();
-        lock(&self.shared.live).values().for_each(|tail| tail.waiting(&mut waiting));
+        self.shared.live.tails().iter().for_each(|tail| tail.waiting(&mut waiting));
         waiting.into_iter().for_each(Waker::wake);
     }
 }

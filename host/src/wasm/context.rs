@@ -19,8 +19,11 @@ use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use crate::config::InstanceLimits;
+use crate::format::Format;
 use crate::journal::Pair;
-use crate::wasm::bindings::types::{EmitError, Event as GuestEvent, Header, StoreError};
+use crate::wasm::bindings::types::{
+    EmitError, Event as GuestEvent, Format as GuestFormat, Header, StoreError,
+};
 use crate::wasm::bindings::{config, identity, runs, state, storage, types};
 use crate::wasm::granted::Granted;
 use crate::wasm::log::GuestLog;
@@ -196,6 +199,17 @@ impl runs::HostRun for Context {
 
     fn open(&mut self, run: Resource<Run>) -> wasmtime::Result<()> {
         self.session.open(self.table.get(&run)?);
+        Ok(())
+    }
+
+    fn present_as(&mut self, run: Resource<Run>, format: GuestFormat) -> wasmtime::Result<()> {
+        self.table.get(&run)?.wish_for(match format {
+            GuestFormat::Events => Format::Events,
+            GuestFormat::Text => Format::Text,
+            GuestFormat::Lines => Format::Lines,
+            GuestFormat::Document => Format::Document,
+            GuestFormat::UiMessages => Format::UiMessages,
+        });
         Ok(())
     }
 

@@ -59,8 +59,6 @@ use crate::wasm::store::Request;
 
 /// The body of a request, as its client sends it.
 pub struct Upload {
-    /// What the client spoke.
-    pub scheme: Scheme,
     pub body: UnsyncBoxBody<Bytes, UploadError>,
 }
 
@@ -238,9 +236,10 @@ fn assemble(
     }
     let host = headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let path = if path.starts_with('/') { path } else { format!("/{path}") };
-    let (scheme, body) = match upload {
-        Some(upload) => (upload.scheme, upload.body.map_err(Error::from).boxed_unsync()),
-        None => (Scheme::HTTP, Full::new(body).map_err(Error::from).boxed_unsync()),
+    let scheme = if run.origin().secure { Scheme::HTTPS } else { Scheme::HTTP };
+    let body = match upload {
+        Some(upload) => upload.body.map_err(Error::from).boxed_unsync(),
+        None => Full::new(body).map_err(Error::from).boxed_unsync(),
     };
     let uri = Uri::builder()
         .scheme(scheme)

@@ -175,7 +175,9 @@ impl Ledger {
                 Write::Start { .. }
                 | Write::Event { .. }
                 | Write::End { .. }
-                | Write::Module(_) => {}
+                | Write::Module(_)
+                | Write::Key { .. }
+                | Write::Reply { .. } => {}
             }
         }
         if keeps && memory.module != Some(Some(module)) {

@@ -4,7 +4,7 @@
 //! instantiated, and `capabilities` says what it would need; `run`, `ledger` and `session` are what a call, an instance and a store have written; `context`
 //! is what a guest can call, `store` a live component instance, `account` and `watchdog` what ends its runs when they do not, `chunks` the
 //! way of a raw body, `wasi_http` what others than agents of ours import, `exchange` their requests, `log` where
-//! a guest's output goes, and `feed` where an operator hears of what happens.
+//! a guest's output goes, `kept` what of an answer is kept, and `feed` where an operator hears of what happens.
 
 mod account;
 mod bindings;
@@ -15,6 +15,7 @@ mod engine;
 mod exchange;
 mod feed;
 mod granted;
+mod kept;
 mod ledger;
 mod load;
 mod log;
@@ -34,6 +35,7 @@ pub use self::engine::{Engine, EngineError, Modules};
 pub use self::exchange::{Response, Upload, UploadError};
 pub use self::feed::{Counts, Feed, Happening, News, Watcher};
 pub use self::granted::Granted;
+pub use self::kept::KeptReply;
 pub use self::ledger::Ledger;
 pub use self::load::Load;
 pub use self::module::{Gate, Inspection, Kind, LoadError, LoadKnownError, Module, Shape, inspect};

@@ -421,6 +421,7 @@ fn cached(engine: &Engine, module: Digest, path: &Path) -> Option<Component> {
     // SAFETY: `deserialize` trusts its input to be what an engine of this very configuration serialized. The
     // seal says that the entry is whole and this module's, its name that the engine is compatible, and the directory, which
     // only the host's user can write to, that the host wrote it.
+    #[expect(unsafe_code, reason = "compiled code cannot be checked, only trusted")]
     let component = unsafe { Component::deserialize(&engine.engine, code) };
     component
         .inspect_err(|cause| tracing::warn!(path = %path.display(), %cause, "a cache entry is compiled anew"))

@@ -31,10 +31,12 @@ use tokio::time::Instant;
 
 use crate::config::InstanceLimits;
 use crate::fault::{Fault, Limit};
+use crate::format::Format;
 use crate::id::{Digest, RunId, Seq};
 use crate::journal::{Event, Outcome, Reader, RunState, Tail, Ticket, Turn, Write};
 use crate::wasm::chunks::Chunks;
 use crate::wasm::exchange::Response;
+use crate::wasm::kept::KeptReply;
 use crate::wasm::ledger::Ledger;
 
 /// A run that may be shared between its store, the actor and whoever cancels it.
@@ -61,10 +63,14 @@ struct Inner {
 pub struct Origin {
     /// What the request says beyond what the agent is called with.
     pub head: RequestHead,
+    /// Whether the request came by TLS.
+    pub secure: bool,
     /// The `Last-Event-ID` that came with the request and could not be resumed.
     pub last_event_id: Option<Box<str>>,
     /// The request as a resumption needs it, if the module resumes.
     pub request: Option<Bytes>,
+    /// Whether what it answers is kept, as someone may ask for it later.
+    pub keeps_reply: bool,
     /// A resumed run's last durable event.
     pub resumed_after: Option<Seq>,
     /// Closed when the run is gone, for whoever bounds the number of resumptions under way.
@@ -92,6 +98,13 @@ impl RequestHead {
         Self(text.into())
     }
 
+    /// The same head with one more field.
+    pub fn push(&mut self, name: &str, value: &str) {
+        let mut text = String::from(std::mem::take(&mut self.0));
+        text.extend(["\n", name, ":", value]);
+        self.0 = text.into();
+    }
+
     /// The target as the client sent it.
     pub fn url(&self) -> &str {
         self.0.split('\n').next().unwrap_or_default()
@@ -108,6 +121,7 @@ struct Progress {
     now: Mark,
     /// Where the turns handed to the journal end.
     submitted: Mark,
+    wish: Option<Format>,
     answer: Option<oneshot::Sender<Answered>>,
 }
 
@@ -140,8 +154,8 @@ pub enum Answer {
     Chunks(Head, Chunks),
     /// The response of an agent that speaks HTTP itself. In a box, as few do.
     Exchange(Box<Response>),
-    /// The run's events.
-    Events(Reader),
+    /// The run's events, and the format in which they suit who takes any.
+    Events(Reader, Option<Format>),
     /// Nothing: the run is over and emitted nothing.
     NoContent,
     /// The run failed before it answered.
@@ -175,6 +189,17 @@ impl Run {
         Self::of(id, Some(ledger), OnceLock::new(), origin, Some(answer))
     }
 
+    /// A new run that is on record already, with this tail.
+    pub fn on_record(tail: Arc<Tail>, origin: Origin, answer: oneshot::Sender<Answered>) -> Self {
+        let run = Self::of(tail.run(), None, tail.into(), origin, Some(answer));
+        {
+            let mut progress = run.progress();
+            progress.now.recorded = true;
+            progress.submitted.recorded = true;
+        }
+        run
+    }
+
     /// The run of this tail, which is on record: no client waits for its answer.
     pub fn again(tail: Arc<Tail>, origin: Origin) -> Self {
         Self::of(tail.run(), None, tail.into(), origin, None)
@@ -190,8 +215,10 @@ impl Run {
         let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
         // A resumed run is on record, and who comes back to it reads its events.
         let resumed = origin.resumed_after.is_some();
-        let mark = Mark { recorded: resumed, streaming: resumed, seq, bytes: 0, ended: false };
-        let progress = Mutex::new(Progress { now: mark, submitted: mark, answer });
+        // But for one that has emitted nothing and keeps its reply for them.
+        let streaming = resumed && !(origin.keeps_reply && seq == Seq::ZERO);
+        let mark = Mark { recorded: resumed, streaming, seq, bytes: 0, ended: false };
+        let progress = Mutex::new(Progress { now: mark, submitted: mark, wish: None, answer });
         let (cancelled, over, cancel) = (OnceLock::new(), OnceLock::new(), Notify::new());
         Self(Arc::new(Inner { id, ledger, tail, origin, cancelled, over, cancel, progress }))
     }
@@ -218,6 +245,7 @@ impl Run {
         let origin = Origin {
             head: origin.head.clone(),
             request: origin.request.clone(),
+            keeps_reply: origin.keeps_reply,
             resumed_after: Some(seq),
             ..Origin::default()
         };
@@ -299,6 +327,16 @@ impl Run {
         !std::mem::replace(&mut self.progress().now.streaming, true)
     }
 
+    /// The agent's wish how clients that take any format get the events.
+    pub(super) fn wish(&self) -> Option<Format> {
+        self.progress().wish
+    }
+
+    /// Sets that wish, which counts when the stream opens.
+    pub(super) fn wish_for(&self, format: Format) {
+        self.progress().wish = Some(format);
+    }
+
     /// Numbers an event of the guest and adds it to the turn.
     pub(super) fn emit(
         &self,
@@ -329,6 +367,16 @@ impl Run {
         event.seq = progress.now.seq;
         writes.push(Write::Event { tail: self.tail().clone(), event: Arc::new(event) });
         progress.now.seq
+    }
+
+    /// Keeps an answer, if the run is to.
+    pub(super) fn keep(&self, answer: &Answer, max_bytes: usize, writes: &mut Vec<Write>) {
+        if !self.0.origin.keeps_reply || self.is_streaming() {
+            return;
+        }
+        if let Some(kept) = KeptReply::of(answer, max_bytes) {
+            writes.push(Write::Reply { tail: self.tail().clone(), reply: kept.encode() });
+        }
     }
 
     /// Ends the run in this turn: a stream by its last event if it failed, and by its outcome on record.

@@ -312,7 +312,7 @@ impl Session {
         making.touch(run);
         if run.open(self.module, &mut making.writes) {
             let reader = self.ledger.reader(run.tail().clone());
-            making.answers.push((run.clone(), Answer::Events(reader)));
+            making.answers.push((run.clone(), Answer::Events(reader, run.wish())));
         }
     }
 
@@ -425,6 +425,7 @@ impl Session {
     fn end(&self, making: &mut Making, run: &Run, answer: Answer) {
         making.touch(run);
         let streamed = run.is_streaming();
+        run.keep(&answer, self.limits.value_bytes, &mut making.writes);
         let failure = if let Answer::Failed(fault) = &answer { Some(fault.clone()) } else { None };
         run.end(failure.as_ref(), &mut making.writes);
         match answer {
@@ -451,7 +452,9 @@ impl Session {
 
     /// A run gives its client an answer and goes on, until it is [concluded](Session::conclude) or [left](Session::leave).
     pub(super) fn answer(&self, run: &Run, answer: Answer) {
-        self.making().answers.push((run.clone(), answer));
+        let mut making = self.making();
+        run.keep(&answer, self.limits.value_bytes, &mut making.writes);
+        making.answers.push((run.clone(), answer));
     }
 
     /// The chunked body of a run is complete.

@@ -22,7 +22,7 @@ use self::wasi::http::types::{
 };
 
 wit_bindgen::generate!({
-    path: ["../../wit/deps/clocks", "wit/http"],
+    path: ["../../wit/deps/clocks", "../../wit/deps/http"],
     inline: "
         package bureau:granted;
 

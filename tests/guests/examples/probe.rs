@@ -103,6 +103,16 @@ impl Agent for Probe {
                 Ok(Reply::text("logged"))
             }
 
+            "/present" => {
+                run.present_as(match &*options.key {
+                    "text" => Format::Text,
+                    "lines" => Format::Lines,
+                    "document" => Format::Document,
+                    "ui-messages" => Format::UiMessages,
+                    _ => Format::Events,
+                });
+                emit_raw(run, request.json()?).await
+            }
             "/emit" => emit(run, options).await,
             "/emit-held" => self.emit_held(run, options).await,
             "/emit-raw" => emit_raw(run, request.json()?).await,

@@ -3,6 +3,8 @@
 //! - `/reply` answers with the status and the headers of its body, `{"status": 42, "headers": [["x", "y"]]}`.
 //! - `/state` sets its body as the instance's state, JSON or not, and answers with what the host says to it.
 
+#![expect(unsafe_code, reason = "what wit-bindgen generates")]
+
 use serde::Deserialize;
 
 use self::bureau::agent::state;

@@ -19,6 +19,7 @@ extern "C" fn spin() {
 
 // SAFETY: what stands in this section is called as a function without arguments when the module is initialized.
 #[used]
+#[expect(unsafe_code, reason = "what runs before `main` is a matter of sections")]
 #[unsafe(link_section = ".init_array")]
 static AT_START: extern "C" fn() = spin;
 

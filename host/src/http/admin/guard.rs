@@ -10,11 +10,11 @@
 //! **Limits.** Without a token every process of the machine may operate the host. **Cost.** Two hashes a request.
 
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
+use http::header::{HOST, HeaderName, ORIGIN};
 use http::uri::Authority;
-use subtle::ConstantTimeEq as _;
 
 use crate::config::Secret;
+use crate::http::bearer;
 use crate::http::problem::Problem;
 use crate::id::Digest;
 
@@ -25,22 +25,13 @@ pub(super) fn check(
     authority: Option<&Authority>,
 ) -> Result<(), Problem> {
     match token {
-        Some(token) if carries(headers, token) => Ok(()),
-        Some(_) => Err(Problem::Unauthorized),
+        Some(token) => bearer::check(headers, &[Digest::of(token.reveal().as_bytes())]),
         None if headers.contains_key(ORIGIN) => Err(Problem::CrossOrigin("carries an Origin")),
         None if !is_for_an_address(headers, authority) => {
             Err(Problem::CrossOrigin("is for a domain's name, not for an address or localhost"))
         }
         None => Ok(()),
     }
-}
-
-fn carries(headers: &HeaderMap, token: &Secret) -> bool {
-    let field = single(headers, AUTHORIZATION).unwrap_or_default();
-    let Some((scheme, shown)) = field.split_once(' ') else { return false };
-    // Of equal length, whatever was sent.
-    let [shown, token] = [shown.trim(), token.reveal()].map(|text| Digest::of(text.as_bytes()));
-    scheme.eq_ignore_ascii_case("bearer") && bool::from(shown.as_bytes().ct_eq(token.as_bytes()))
 }
 
 fn is_for_an_address(headers: &HeaderMap, authority: Option<&Authority>) -> bool {
@@ -58,6 +49,8 @@ fn single(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use http::header::AUTHORIZATION;
+
     use super::*;
 
     fn headers(fields: &[(HeaderName, &str)]) -> HeaderMap {
@@ -74,19 +67,20 @@ mod tests {
         let with = |value| check(Some(&token), &headers(&[(AUTHORIZATION, value)]), None);
         assert_eq!(with("Bearer 0123456789abcdef"), Ok(()));
         assert_eq!(with("bearer  0123456789abcdef"), Ok(()));
-        for wrong in [
-            "",
-            "Bearer",
-            "Bearer 0123456789abcde",
-            "Bearer 0123456789abcdef0",
-            "Basic 0123456789abcdef",
+        for (wrong, shown) in [
+            ("", false),
+            ("Bearer", false),
+            ("Bearer 0123456789abcde", true),
+            ("Bearer 0123456789abcdef0", true),
+            ("Basic 0123456789abcdef", false),
         ] {
-            assert_eq!(with(wrong), Err(Problem::Unauthorized), "{wrong:?}");
+            assert_eq!(with(wrong), Err(Problem::Unauthorized { shown }), "{wrong:?}");
         }
-        assert_eq!(check(Some(&token), &HeaderMap::new(), None), Err(Problem::Unauthorized));
+        let none = Err(Problem::Unauthorized { shown: false });
+        assert_eq!(check(Some(&token), &HeaderMap::new(), None), none);
         let twice =
             headers(&[(AUTHORIZATION, "Bearer 0123456789abcdef"), (AUTHORIZATION, "Bearer x")]);
-        assert_eq!(check(Some(&token), &twice, None), Err(Problem::Unauthorized));
+        assert_eq!(check(Some(&token), &twice, None), none);
     }
 
     #[test]

@@ -14,15 +14,13 @@ mod readiness;
 mod views;
 mod watch;
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -31,17 +29,17 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 pub use self::readiness::Readiness;
-use self::views::{AgentView, DeploymentView, InstanceView, PastView, RunView};
-use super::Body;
+use self::views::{AgentView, DeploymentView, InstanceView, PastView};
 use super::accept::Accept;
 use super::api::{Api, no_content};
+use super::documents::of_type;
 use super::problem::Problem;
-use super::route::{self, AdminRoute, RunsQuery};
-use super::sse;
+use super::route::{self, AdminRoute};
+use super::{Body, documents, sse};
 use crate::agent::{API, DeployError, Deployment, Deployments};
 use crate::fault::Fault;
-use crate::id::{AgentName, Digest, InstanceKey, RunId};
-use crate::journal::{Health, Located, StoreError};
+use crate::id::{AgentName, Digest};
+use crate::journal::Health;
 use crate::wasm::Feed;
 
 /// Modules that are uploaded at the same time.
@@ -51,8 +49,6 @@ const UPLOADS: usize = 4;
 const DOCUMENT: usize = 4 << 10;
 
 const OPENAPI: &str = include_str!("../openapi.json");
-
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Everything that answers on the admin address.
 pub struct Admin {
@@ -96,10 +92,10 @@ impl Admin {
             AdminRoute::RollBack(agent) => self.roll_back(agent, request).await,
             AdminRoute::Deployments(agent) => self.past(&agent),
             AdminRoute::Instances(agent) => Ok(self.instances(agent.as_ref())),
-            AdminRoute::Runs(query) => self.runs(query).await,
-            AdminRoute::Run(run) => self.run(run).await,
-            AdminRoute::RunEvents(run) => self.run_events(run, &request).await,
-            AdminRoute::Cancel(run) => self.cancel(run).await,
+            AdminRoute::Runs(query) => self.api.runs(query).await,
+            AdminRoute::Run(run) => self.api.run(run).await,
+            AdminRoute::RunEvents(run) => self.api.run_events(run, &request).await,
+            AdminRoute::Cancel(run) => self.api.cancel(run).await,
             AdminRoute::Happenings => Ok(self.happenings()),
         }
     }
@@ -114,7 +110,7 @@ impl Admin {
         let mut agents: Vec<_> = serving.collect();
         agents.extend(registry.failed().into_iter().map(|of| AgentView::failed(of, &live)));
         agents.sort_by(|one, other| one.name().cmp(other.name()));
-        document(StatusCode::OK, &Agents { agents })
+        documents::respond(StatusCode::OK, &Agents { agents })
     }
 
     async fn deploy(
@@ -172,7 +168,7 @@ impl Admin {
         let records = self.api.registry.deployments(agent).ok_or(Fault::UnknownAgent)?;
         let newest_first = records.into_iter().rev().enumerate();
         let deployments = newest_first.map(|(age, record)| PastView::of(record, age == 0));
-        Ok(document(StatusCode::OK, &Past { deployments: deployments.collect() }))
+        Ok(documents::respond(StatusCode::OK, &Past { deployments: deployments.collect() }))
     }
 
     fn instances(&self, agent: Option<&AgentName>) -> Response<Body> {
@@ -187,78 +183,7 @@ impl Admin {
             let current = current.is_some_and(|current| current.module.digest() == of.module);
             InstanceView::of(of, current)
         });
-        document(StatusCode::OK, &Instances { instances: instances.collect() })
-    }
-
-    /// The runs on record, and with the first page those that are in flight and not on record.
-    async fn runs(&self, query: RunsQuery) -> Result<Response<Body>, Problem> {
-        #[derive(Serialize)]
-        struct Runs {
-            runs: Vec<RunView>,
-            next: Option<String>,
-        }
-        let RunsQuery { agent, instance, limit, before } = query;
-        let matches = move |of: &InstanceKey| {
-            agent.as_ref().is_none_or(|agent| of.agent() == agent)
-                && instance.as_ref().is_none_or(|name| of.name() == name)
-        };
-        let in_flight = self.api.directory.runs().into_iter();
-        let in_flight = in_flight.filter(|live| matches(&live.instance));
-        let mut in_flight: HashMap<RunId, _> = in_flight.map(|live| (live.run, live)).collect();
-        let journal = self.api.journal.clone();
-        let page = read(move || journal.runs(before, limit, &matches)).await?;
-        let mut next = page.next;
-        page.records.iter().for_each(|record| drop(in_flight.remove(&record.run)));
-        // A run that is younger than the page belongs to an earlier one, and one that is older to a later one.
-        in_flight.retain(|run, _| {
-            before.is_none_or(|before| *run < before) && next.is_none_or(|next| *run >= next)
-        });
-        let mut runs: Vec<RunView> = page.records.into_iter().map(Into::into).collect();
-        runs.extend(in_flight.into_values().map(RunView::from));
-        runs.sort_by_key(|run| Reverse(run.id()));
-        if runs.len() > limit {
-            runs.truncate(limit);
-            next = runs.last().map(RunView::id);
-        }
-        let next = next.map(|next| next.to_string());
-        Ok(document(StatusCode::OK, &Runs { runs, next }))
-    }
-
-    async fn run(&self, run: RunId) -> Result<Response<Body>, Problem> {
-        let journal = self.api.journal.clone();
-        let view = match read(move || journal.run(run)).await? {
-            Some(record) => RunView::from(record),
-            None => {
-                let mut in_flight = self.api.directory.runs().into_iter();
-                in_flight.find(|live| live.run == run).ok_or(Problem::NoSuchRun)?.into()
-            }
-        };
-        Ok(document(StatusCode::OK, &view))
-    }
-
-    /// What a run emits, as its clients get it, from the beginning or from where the operator stopped.
-    async fn run_events(
-        &self,
-        run: RunId,
-        request: &Request<Incoming>,
-    ) -> Result<Response<Body>, Problem> {
-        let api = &self.api;
-        let journal = api.journal.clone();
-        let record = read(move || journal.run(run)).await?.ok_or(Problem::NoSuchRun)?;
-        let from = request.headers().get(LAST_EVENT_ID).map(|id| id.to_str().unwrap_or_default());
-        let from = from.map_or_else(|| format!("{run}-0"), str::to_owned);
-        match api.journal.locate(&record.instance, &from).await.map_err(unreadable)? {
-            Located::At(reader) if reader.tail().run() == run => {
-                let mut response = Response::new(match *request.method() {
-                    Method::HEAD => Body::empty(),
-                    _ => api.events(reader, None),
-                });
-                sse::insert_headers(response.headers_mut());
-                Ok(response)
-            }
-            Located::CaughtUp(of) if of == run => Ok(no_content()),
-            _ => Err(Problem::BadRequest(format!("{from:?} is no event of this run"))),
-        }
+        documents::respond(StatusCode::OK, &Instances { instances: instances.collect() })
     }
 
     fn happenings(&self) -> Response<Body> {
@@ -402,16 +327,6 @@ impl Admin {
         }
         text
     }
-
-    /// Asks a run to end. It may take its time, up to the grace.
-    async fn cancel(&self, run: RunId) -> Result<Response<Body>, Problem> {
-        if self.api.directory.cancel(run) || self.deployments.resumptions.cancel(run) {
-            return Ok(text(StatusCode::ACCEPTED, "cancelling\n".into()));
-        }
-        let journal = self.api.journal.clone();
-        let record = read(move || journal.run(run)).await?;
-        Err(record.map_or(Problem::NoSuchRun, |_| Problem::RunEnded))
-    }
 }
 
 impl From<DeployError> for Problem {
@@ -439,19 +354,6 @@ impl From<DeployError> for Problem {
     }
 }
 
-/// Reads the journal where that holds up nobody.
-async fn read<T: Send + 'static>(
-    body: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, Problem> {
-    let read = tokio::task::spawn_blocking(body).await.map_err(|_| Fault::Internal)?;
-    Ok(read.map_err(unreadable)?)
-}
-
-fn unreadable(cause: StoreError) -> Fault {
-    tracing::error!(%cause, "the journal cannot be read");
-    Fault::JournalUnavailable
-}
-
 /// The digest that the request expects to be the current one, if it says so.
 fn if_match(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
     let Some(tag) = headers.get(header::IF_MATCH) else { return Ok(None) };
@@ -467,14 +369,10 @@ fn digest(text: &str) -> Result<Digest, Problem> {
 fn deployment(deployment: Deployment) -> Response<Body> {
     let status = if deployment.previous.is_some() { StatusCode::OK } else { StatusCode::CREATED };
     let tag = format!("\"{}\"", deployment.current.module.digest());
-    let mut response = document(status, &DeploymentView::from(deployment));
+    let mut response = documents::respond(status, &DeploymentView::from(deployment));
     let tag = HeaderValue::from_str(&tag).expect("a digest in quotes is visible ASCII");
     response.headers_mut().insert(header::ETAG, tag);
     response
-}
-
-fn document(status: StatusCode, view: &impl Serialize) -> Response<Body> {
-    json(status, views::json(view))
 }
 
 fn json(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
@@ -483,13 +381,4 @@ fn json(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
 
 fn text(status: StatusCode, text: String) -> Response<Body> {
     of_type(status, text, "text/plain; charset=utf-8")
-}
-
-fn of_type(status: StatusCode, text: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::full(text));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
 }

@@ -3,43 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use serde::ser::Serializer;
 
-use crate::agent::{Deployed, Deployment, Failed, LiveInstance, LiveRun};
+use crate::agent::{Deployed, Deployment, Failed, LiveInstance};
+use crate::http::documents::{Text, Time, json};
 use crate::id::{AgentName, Digest, InstanceKey, RunId};
-use crate::journal::{DeploymentRecord, RunRecord, RunState};
+use crate::journal::{DeploymentRecord, RunState};
 use crate::wasm::{Asked, Happening, Kind};
-
-/// A time, written as RFC 3339 in UTC with milliseconds.
-#[derive(Clone, Copy)]
-pub(super) struct Time(SystemTime);
-
-impl Time {
-    pub(super) fn now() -> Self {
-        Self(SystemTime::now())
-    }
-
-    fn of_ms(ms: u64) -> Self {
-        // What is past the end of the year 9999 cannot be written, and no clock says it.
-        const LAST: u64 = 253_402_300_799_999;
-        Self(SystemTime::UNIX_EPOCH + Duration::from_millis(ms.min(LAST)))
-    }
-}
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_rfc3339_millis(self.0))
-    }
-}
-
-/// What is written as its text.
-struct Text<T>(T);
-
-impl<T: std::fmt::Display> Serialize for Text<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
 
 #[derive(Serialize)]
 pub(super) struct AgentView {
@@ -168,63 +137,11 @@ impl InstanceView {
             digest: Text(live.module),
             current,
             runs: live.runs,
-            since: Time(SystemTime::now().checked_sub(live.age).unwrap_or(SystemTime::UNIX_EPOCH)),
+            since: Time::of(
+                SystemTime::now().checked_sub(live.age).unwrap_or(SystemTime::UNIX_EPOCH),
+            ),
             idle_ms: live.idle.map(ms),
         }
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct RunView {
-    run: Text<RunId>,
-    agent: Text<AgentName>,
-    instance: String,
-    digest: Text<Digest>,
-    state: RunState,
-    code: Option<String>,
-    started: Time,
-    ended: Option<Time>,
-    last_seq: u64,
-    interruptions: u32,
-}
-
-impl From<RunRecord> for RunView {
-    fn from(record: RunRecord) -> Self {
-        Self {
-            run: Text(record.run),
-            agent: Text(record.instance.agent().clone()),
-            instance: record.instance.name().to_owned(),
-            digest: Text(record.module),
-            state: record.state,
-            code: record.code,
-            started: Time::of_ms(record.started_ms),
-            ended: record.ended_ms.map(Time::of_ms),
-            last_seq: record.last.0,
-            interruptions: record.interruptions,
-        }
-    }
-}
-
-impl From<LiveRun> for RunView {
-    fn from(live: LiveRun) -> Self {
-        Self {
-            run: Text(live.run),
-            agent: Text(live.instance.agent().clone()),
-            instance: live.instance.name().to_owned(),
-            digest: Text(live.module),
-            state: RunState::Running,
-            code: None,
-            started: Time::of_ms(live.run.timestamp_ms()),
-            ended: None,
-            last_seq: 0,
-            interruptions: 0,
-        }
-    }
-}
-
-impl RunView {
-    pub(super) fn id(&self) -> RunId {
-        self.run.0
     }
 }
 
@@ -291,8 +208,4 @@ pub(super) fn event(happening: &Happening) -> (&'static str, String) {
             ("run-ended", json(&ended))
         }
     }
-}
-
-pub(super) fn json(view: &impl Serialize) -> String {
-    serde_json::to_string(view).expect("a view has string keys and finite numbers only")
 }

@@ -53,7 +53,7 @@ proptest! {
         turns in proptest::collection::vec(
             (
                 0..3_usize,
-                proptest::collection::vec((0..8_u8, 0..3_usize, 1..5_u64, text(), ".{0,40}"), 0..9),
+                proptest::collection::vec((0..10_u8, 0..3_usize, 1..5_u64, text(), ".{0,40}"), 0..9),
             ),
             0..9,
         ),
@@ -86,6 +86,11 @@ proptest! {
                     },
                     4 => Write::State(optional.map(Into::into)),
                     5 => Write::Module(Digest::of(text.as_bytes())),
+                    6 => {
+                        let fingerprint = Digest::of(text.as_bytes());
+                        Write::Key { tail, key: text.into(), fingerprint }
+                    }
+                    7 => Write::Reply { tail, reply: text.into() },
                     _ => Write::Storage { key: text.into(), value: optional.map(Bytes::from) },
                 }
             };

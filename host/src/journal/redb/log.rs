@@ -221,5 +221,7 @@ fn checksum(rest: &[u8], bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;

@@ -5,14 +5,14 @@
 //!
 //! **Mechanism.** A new database is linked into its place whole, its log before it. What is opened is looked at before
 //! it is written to: its format, and whether the log has its mark. Then one transaction makes it what this version
-//! works on: the tables that the format before did not have, what only the log has, and a new epoch.
+//! works on: the tables that the formats before did not have, what only the log has, and a new epoch.
 //! A crash leaves it what it was, and the next opening does it again.
 //!
 //! ```text
 //!   open: format known? -> log of this mark? -> take over, settle the log, new epoch: one commit -> interrupt runs
 //! ```
 //!
-//! **Limits.** Files of this format and of the one before are read. One host has them open at a time.
+//! **Limits.** Files of this format and of the two before are read. One host has them open at a time.
 //!
 //! **Cost.** Reading what the log has that was not settled, and one commit.
 
@@ -34,7 +34,7 @@ use super::super::{Options, RunState, StoreError};
 use super::log::{Foreign, Log, Place};
 use super::recent::Layer;
 use super::tables::{
-    FORMAT, FORMAT_BEFORE, META, META_FORMAT, META_LOG_MARK, Tables, damaged, extent, number,
+    FORMAT, META, META_FORMAT, META_LOG_MARK, OLDEST_FORMAT, Tables, damaged, extent, number,
     record,
 };
 use super::{Interrupted, Opened, RedbStore, failed};
@@ -181,7 +181,7 @@ impl RedbStore {
         })
     }
 
-    /// Refuses what is not a journal of this format or of the one before, and returns the mark of its log; of an
+    /// Refuses what is not a journal of this format or of one that is taken over, and returns the mark of its log; of an
     /// empty database none, if it may be one.
     fn check_format(
         &self,
@@ -199,10 +199,10 @@ impl RedbStore {
             .map_err(|_| StoreError(format!("{file} is not a journal")))?;
         let format = meta.get(META_FORMAT).map_err(failed)?;
         match format.map(|format| format.value()) {
-            Some(FORMAT_BEFORE | FORMAT) => number(&meta, META_LOG_MARK).map(Some).map_err(failed),
+            Some(OLDEST_FORMAT..=FORMAT) => number(&meta, META_LOG_MARK).map(Some).map_err(failed),
             Some(format) => Err(StoreError(format!(
                 "{file} is a journal of format {format}, and this version reads formats \
-                 {FORMAT_BEFORE} and {FORMAT}"
+                 {OLDEST_FORMAT} to {FORMAT}"
             ))),
             None => Err(StoreError(format!("{file} is not a journal"))),
         }

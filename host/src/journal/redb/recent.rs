@@ -19,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::codec::Op;
-use super::super::{Event, Outcome, RunRecord, RunState};
+use super::super::{Event, Keyed, Outcome, RunRecord, RunState};
 use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 
 /// The layers.
@@ -44,6 +44,8 @@ pub(super) struct Part {
     pub(super) progress: Progress,
     /// In order of their numbers.
     pub(super) events: Vec<Arc<Event>>,
+    /// What it answered.
+    pub(super) reply: Option<Bytes>,
 }
 
 /// How far a part takes its run.
@@ -79,6 +81,8 @@ pub(super) struct Kept {
     pub(super) module: Option<Digest>,
     /// The newest events that have ids of the agent's own.
     pub(super) ids: HashMap<Box<str>, Cursor>,
+    /// The runs that requests with keys began.
+    pub(super) keys: HashMap<Box<str>, Keyed>,
 }
 
 impl Recent {
@@ -127,6 +131,27 @@ impl Recent {
         runs.dedup();
         runs.truncate(most);
         runs.into_iter().map(|run| (run, self.progress(run))).collect()
+    }
+
+    /// The runs of an instance that the layers have the start of.
+    pub(super) fn begun<'a>(
+        &'a self,
+        instance: &'a InstanceKey,
+    ) -> impl Iterator<Item = RunId> + 'a {
+        let parts = self.layers().flat_map(|layer| layer.runs.iter());
+        let of =
+            |part: &Part| part.progress.start.as_ref().is_some_and(|of| of.instance == *instance);
+        parts.filter(move |(_, part)| of(part)).map(|(run, _)| *run)
+    }
+
+    /// What a key of the instance stands for.
+    pub(super) fn keyed(&self, instance: &InstanceKey, key: &str) -> Option<Keyed> {
+        self.kept(instance).find_map(|kept| kept.keys.get(key).copied())
+    }
+
+    /// What a run answered.
+    pub(super) fn reply(&self, run: RunId) -> Option<Bytes> {
+        self.layers().find_map(|layer| layer.runs.get(&run)?.reply.clone())
     }
 
     /// The events of a run that follow this one, as many as `max_bytes` hold and at least one if there is one.
@@ -216,6 +241,10 @@ impl Layer {
                 self.kept(instance).storage.insert(key, value);
             }
             Op::Module(module) => self.kept(instance).module = Some(module),
+            Op::Key { run, key, fingerprint } => {
+                self.kept(instance).keys.insert(key, Keyed { run, fingerprint });
+            }
+            Op::Reply { run, reply } => self.runs.entry(run).or_default().reply = Some(reply),
         }
     }
 

@@ -15,7 +15,7 @@ use ::redb::{Error, Key, ReadableTable, Table, TableDefinition, Value, WriteTran
 use super::super::codec::{
     Damaged, Segment, decode_run, encode_deployment, encode_run, encode_segment, split,
 };
-use super::super::{DeploymentRecord, RunRecord};
+use super::super::{DeploymentRecord, Keyed, RunRecord};
 use super::log::Place;
 use super::recent::{Kept, Layer, Part};
 use crate::id::{InstanceKey, RunId, Seq};
@@ -34,13 +34,24 @@ pub(super) const MODULES: TableDefinition<(&str, &str), &[u8; 32]> =
     TableDefinition::new("modules");
 pub(super) const DEPLOYMENTS: TableDefinition<(&str, u64), &[u8]> =
     TableDefinition::new("deployments");
+/// The runs of each instance.
+pub(super) const INSTANCE_RUNS: TableDefinition<(&str, &str, u128), ()> =
+    TableDefinition::new("instance_runs");
+/// What each key of an instance stands for: a run, and the fingerprint of the request that began it.
+pub(super) const KEYS: TableDefinition<(&str, &str, &str), (u128, &[u8; 32])> =
+    TableDefinition::new("keys");
+/// The key of each run that has one.
+pub(super) const KEYED: TableDefinition<u128, &str> = TableDefinition::new("keyed");
+/// What runs answered.
+pub(super) const REPLIES: TableDefinition<u128, &[u8]> = TableDefinition::new("replies");
 pub(super) const ENDED: TableDefinition<(u64, u128), u64> = TableDefinition::new("ended");
 pub(super) const TRIMMING: TableDefinition<u128, (&str, &str)> = TableDefinition::new("trimming");
 
 /// The layout above. Another one gets another number, and a file is only read by who knows its number.
-pub(super) const FORMAT: u64 = 4;
-/// The layout before it, which has neither `modules` nor `deployments`: such a file is taken over.
-pub(super) const FORMAT_BEFORE: u64 = 3;
+pub(super) const FORMAT: u64 = 5;
+/// The oldest layout that is taken over. Format 3 has neither `modules` nor `deployments`, and both it and format 4 have no
+/// `instance_runs`, `keys`, `keyed` and `replies`.
+pub(super) const OLDEST_FORMAT: u64 = 3;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_ENDED_BYTES: &str = "ended_bytes";
 pub(super) const META_TRIMMED_UNTIL: &str = "trimmed_until_ms";
@@ -97,6 +108,11 @@ pub(super) struct Tables<'t> {
     pub(super) storage: Lazy<'t, (&'static str, &'static str, &'static str), &'static [u8]>,
     pub(super) modules: Lazy<'t, (&'static str, &'static str), &'static [u8; 32]>,
     pub(super) deployments: Lazy<'t, (&'static str, u64), &'static [u8]>,
+    pub(super) instance_runs: Lazy<'t, (&'static str, &'static str, u128), ()>,
+    pub(super) keys:
+        Lazy<'t, (&'static str, &'static str, &'static str), (u128, &'static [u8; 32])>,
+    pub(super) keyed: Lazy<'t, u128, &'static str>,
+    pub(super) replies: Lazy<'t, u128, &'static [u8]>,
     pub(super) ended: Lazy<'t, (u64, u128), u64>,
     pub(super) trimming: Lazy<'t, u128, (&'static str, &'static str)>,
 }
@@ -143,6 +159,10 @@ impl<'t> Tables<'t> {
             storage: Lazy::new(transaction, STORAGE),
             modules: Lazy::new(transaction, MODULES),
             deployments: Lazy::new(transaction, DEPLOYMENTS),
+            instance_runs: Lazy::new(transaction, INSTANCE_RUNS),
+            keys: Lazy::new(transaction, KEYS),
+            keyed: Lazy::new(transaction, KEYED),
+            replies: Lazy::new(transaction, REPLIES),
             ended: Lazy::new(transaction, ENDED),
             trimming: Lazy::new(transaction, TRIMMING),
         }
@@ -163,10 +183,23 @@ impl<'t> Tables<'t> {
         self.take_over()
     }
 
-    /// Makes what the format before did not have, and the format this one, as far as they are not so already.
+    /// Makes what the formats before did not have, and the format this one, as far as they are not so already.
     pub(super) fn take_over(&mut self) -> Result<(), Error> {
+        if number(self.meta.open()?, META_FORMAT)? == FORMAT {
+            return Ok(());
+        }
         self.modules.open()?;
         self.deployments.open()?;
+        self.keys.open()?;
+        self.keyed.open()?;
+        self.replies.open()?;
+        let instance_runs = self.instance_runs.open()?;
+        for row in self.runs.open()?.iter()? {
+            let (run, record) = row?;
+            let record = decoded(RunId::from_u128(run.value()), record.value())?;
+            let (agent, name) = pair(&record.instance);
+            instance_runs.insert((agent, name, run.value()), ())?;
+        }
         self.meta.open()?.insert(META_FORMAT, FORMAT)?;
         Ok(())
     }
@@ -227,6 +260,11 @@ impl<'t> Tables<'t> {
             let place = (place.run.as_u128(), place.seq.0);
             self.ids.open()?.insert((agent, name, &**id), place)?;
         }
+        for (key, Keyed { run, fingerprint }) in sorted(&kept.keys) {
+            let run = run.as_u128();
+            self.keys.open()?.insert((agent, name, &**key), (run, fingerprint.as_bytes()))?;
+            self.keyed.open()?.insert(run, &**key)?;
+        }
         Ok(())
     }
 
@@ -251,6 +289,13 @@ impl<'t> Tables<'t> {
             last = events.last().map_or(last, |event| event.seq);
             self.events.open()?.insert((run.as_u128(), last.0), &*segment)?;
             segments += 1;
+        }
+        if let Some(reply) = &part.reply {
+            self.replies.open()?.insert(run.as_u128(), &**reply)?;
+        }
+        if known.is_none() {
+            let (agent, name) = pair(&record.instance);
+            self.instance_runs.open()?.insert((agent, name, run.as_u128()), ())?;
         }
         if let Some(end) = &part.progress.end {
             record.last = last;
@@ -353,7 +398,17 @@ impl<'t> Tables<'t> {
         let record = record(self.runs.open()?, run)?.ok_or_else(|| damaged(Damaged))?;
         self.ended.open()?.remove(key)?;
         self.runs.open()?.remove(run.as_u128())?;
-        self.trimming.open()?.insert(run.as_u128(), pair(&record.instance))?;
+        let (agent, name) = pair(&record.instance);
+        self.instance_runs.open()?.remove((agent, name, run.as_u128()))?;
+        if let Some(key) = self.keyed.open()?.remove(run.as_u128())? {
+            let key = (agent, name, key.value());
+            let of = self.keys.open()?.get(key)?.map(|of| of.value().0);
+            if of == Some(run.as_u128()) {
+                self.keys.open()?.remove(key)?;
+            }
+        }
+        self.replies.open()?.remove(run.as_u128())?;
+        self.trimming.open()?.insert(run.as_u128(), (agent, name))?;
         self.meta.open()?.insert(META_ENDED_BYTES, ended_bytes.saturating_sub(bytes))?;
         let until = number(self.meta.open()?, META_TRIMMED_UNTIL)?.max(run.timestamp_ms());
         self.meta.open()?.insert(META_TRIMMED_UNTIL, until)?;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::super::{Journal, JournalLimits, Lane, RunState, Tail, Turn, Write};
-use super::tables::{ENDED, FORMAT, FORMAT_BEFORE, META_ENDED_BYTES, META_FORMAT};
+use super::tables::{ENDED, FORMAT, KEYED, META_ENDED_BYTES, META_FORMAT, OLDEST_FORMAT};
 use super::*;
 
 pub(in super::super) fn make_foreign(file: &Path) {
@@ -303,16 +303,26 @@ async fn a_document_that_was_removed_is_gone_wherever_it_lay() {
 }
 
 #[tokio::test]
-async fn a_file_of_the_format_before_is_taken_over_with_all_it_has() {
+async fn a_file_of_an_earlier_format_is_taken_over_with_all_it_has() {
+    (OLDEST_FORMAT..FORMAT).for_each(is_taken_over);
+}
+
+fn is_taken_over(format: u64) {
     let mut bench = Bench::new(options());
     let tail = bench.tail();
     bench.commit(vec![start(&tail), event(&tail, 1, "x"), set("k", "v")]);
     bench.tend();
     let written = bench.store.with(|opened| {
         let transaction = opened.database.begin_write()?;
-        transaction.delete_table(MODULES)?;
-        transaction.delete_table(DEPLOYMENTS)?;
-        transaction.open_table(META)?.insert(META_FORMAT, FORMAT_BEFORE)?;
+        if format < 4 {
+            transaction.delete_table(MODULES)?;
+            transaction.delete_table(DEPLOYMENTS)?;
+        }
+        transaction.delete_table(INSTANCE_RUNS)?;
+        transaction.delete_table(KEYS)?;
+        transaction.delete_table(KEYED)?;
+        transaction.delete_table(REPLIES)?;
+        transaction.open_table(META)?.insert(META_FORMAT, format)?;
         Ok(transaction.commit()?)
     });
     written.unwrap();
@@ -326,6 +336,8 @@ async fn a_file_of_the_format_before_is_taken_over_with_all_it_has() {
         assert_eq!(bench.store.state(&instance("a")).unwrap().as_deref(), Some("{}"));
         assert_eq!(bench.store.module(&instance("a")).unwrap(), None);
         assert_eq!(bench.store.deployments().unwrap(), []);
+        let page = bench.store.runs_of(&instance("a"), None, 9).unwrap();
+        assert!(page.records.iter().map(|record| record.run).eq([tail.run()]));
         let format = bench.store.read(|of| number(&of.open_table(META)?, META_FORMAT));
         assert_eq!(format.unwrap(), FORMAT);
     };
@@ -425,6 +437,37 @@ async fn a_run_that_is_trimmed_stays_gone_though_its_end_is_committed_again() {
         bench.tend();
         bench.crash();
     }
+}
+
+#[tokio::test]
+async fn what_a_key_stands_for_and_a_reply_are_kept_as_long_as_their_run() {
+    let options = within(JournalLimits { retain_bytes: 0, ..limits() });
+    let mut bench = Bench::new(options);
+    let [first, second] = [(); 2].map(|()| bench.tail());
+    let key = |tail: &Arc<Tail>, request: &[u8]| Write::Key {
+        tail: Arc::clone(tail),
+        key: "k".into(),
+        fingerprint: Digest::of(request),
+    };
+    let reply = Write::Reply { tail: Arc::clone(&first), reply: "said".into() };
+    bench.commit(vec![start(&first), key(&first, b"1"), reply]);
+    let keyed = |bench: &Bench| bench.store.keyed(&instance("a"), "k").unwrap();
+    for step in 0..3 {
+        let expected = Keyed { run: first.run(), fingerprint: Digest::of(b"1") };
+        assert_eq!(keyed(&bench), Some(expected), "{step}");
+        assert_eq!(bench.store.keyed(&instance("b"), "k").unwrap(), None);
+        assert_eq!(bench.store.reply(first.run()).unwrap().as_deref(), Some(&b"said"[..]));
+        match step {
+            0 => bench.crash(),
+            _ => drop(bench.tend()),
+        }
+    }
+    bench.commit(vec![end(&first)]);
+    assert_eq!(bench.tend(), 1);
+    assert_eq!((keyed(&bench), bench.store.reply(first.run()).unwrap()), (None, None));
+    bench.commit(vec![start(&second), key(&second, b"2")]);
+    bench.tend();
+    assert_eq!(keyed(&bench).unwrap().run, second.run(), "it stands for the next one");
 }
 
 #[tokio::test]
@@ -562,6 +605,26 @@ proptest! {
                 2 => drop(bench.tend()),
                 3 => bench.crash(),
                 _ => {}
+            }
+            for (at, instance) in instances.iter().enumerate() {
+                let mut before = below.map(RunId::from_u128);
+                let mut listed = Vec::new();
+                loop {
+                    let page = bench.store.runs_of(instance, before, limit).unwrap();
+                    prop_assert!(page.records.len() <= limit);
+                    for record in page.records {
+                        listed.push(record.run);
+                        prop_assert_eq!(bench.store.run(record.run).unwrap(), Some(record));
+                    }
+                    before = page.next;
+                    if before.is_none() {
+                        break;
+                    }
+                }
+                let below = below.map_or(u128::MAX, |below| below);
+                let all = runs.iter().rev().filter(|(run, _)| run.as_u128() < below);
+                let of_instance = all.filter(|(_, listed)| listed.instance == at);
+                prop_assert!(of_instance.map(|(run, _)| *run).eq(listed));
             }
             let mut before = below.map(RunId::from_u128);
             loop {
