@@ -156,7 +156,7 @@ async fn the_handshake_chooses_the_version_of_http() {
 #[tokio::test]
 async fn a_renewed_certificate_is_for_new_connections_and_half_a_renewal_for_none() {
     let identity = Identity::new(2);
-    let config = format!("http.heartbeat = '20ms'\n{}", identity.config());
+    let config = format!("http.heartbeat = '1s'\n{}", identity.config());
     let host = TestHost::serving(&["probe"]).config(&config).start();
     let client = identity.client(&[&TLS12, &TLS13], &["http/1.1"]);
     let shown = async || {
@@ -183,7 +183,7 @@ async fn a_renewed_certificate_is_for_new_connections_and_half_a_renewal_for_non
             stream.frame().await.expect("the stream goes on").unwrap();
         }
     };
-    beats(3).await;
+    beats(2).await;
 
     let [_, renewed] = &identity.pairs[..] else { unreachable!("there are two") };
     identity.renew("cert.pem", 1, &renewed.cert.pem());
@@ -200,7 +200,7 @@ async fn a_renewed_certificate_is_for_new_connections_and_half_a_renewal_for_non
     assert_eq!(shown().await.0, identity.der(1));
     // The connection that began with the first one, and the stream on it.
     assert_eq!(get("a/reply").await.status(), 200);
-    beats(3).await;
+    beats(2).await;
 }
 
 #[tokio::test]
