@@ -17,6 +17,7 @@ mod swap;
 mod deployments;
 mod outbound;
 mod ai;
+mod ai_sdk;
 mod openapi;
 mod migration;
 mod cancel;

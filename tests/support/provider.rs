@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How a request is answered.
 pub enum Script {
@@ -25,6 +25,8 @@ pub enum End {
     Whole,
     /// By closing the connection.
     Cut,
+    /// As HTTP says, with this before it, once the test lets it go.
+    Held(oneshot::Receiver<()>, Vec<u8>),
     /// Not: nothing more is said, until the client closes the connection.
     Stall,
 }
@@ -94,13 +96,15 @@ async fn serve(
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
                 connection.write_all(head.as_bytes()).await.ok()?;
                 for chunk in chunks.iter().filter(|chunk| !chunk.is_empty()) {
-                    let mut frame = format!("{:x}\r\n", chunk.len()).into_bytes();
-                    frame.extend_from_slice(chunk);
-                    frame.extend_from_slice(b"\r\n");
-                    connection.write_all(&frame).await.ok()?;
+                    connection.write_all(&frame(chunk)).await.ok()?;
                 }
                 match end {
                     End::Whole => connection.write_all(b"0\r\n\r\n").await.ok()?,
+                    End::Held(release, rest) => {
+                        release.await.ok()?;
+                        connection.write_all(&frame(&rest)).await.ok()?;
+                        connection.write_all(b"0\r\n\r\n").await.ok()?;
+                    }
                     End::Cut => return None,
                     End::Stall => {
                         while connection.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
@@ -111,6 +115,11 @@ async fn serve(
             }
         }
     }
+}
+
+/// A chunk as HTTP/1.1 frames it.
+fn frame(chunk: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat()
 }
 
 /// The body of the next request.

@@ -6,8 +6,8 @@
 //! data part of that name, so an agent can send its own. The last word of a run that failed is an error, and of one that was
 //! cancelled an abort.
 //!
-//! The protocol is that of <https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol>. Its client refuses a part that has a member
-//! too many, so what an agent put into its JSON is picked out and not passed on.
+//! The protocol is that of <https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol>. Its first clients refuse a part that has
+//! a member too many, so what an agent put into its JSON is picked out and not passed on.
 
 use serde_json::{Value, json};
 
