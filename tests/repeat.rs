@@ -129,3 +129,16 @@ async fn who_does_not_wait_is_told_where_the_run_is() {
     let lost = host.at(Method::GET, &place).send().await.unwrap();
     assert_eq!(problem(lost).await, "409 reply-not-kept host");
 }
+
+#[tokio::test]
+async fn a_run_can_be_cancelled_before_it_has_emitted_anything() {
+    let host = TestHost::serving(&["probe"]).config("[instances]\ncancel_grace = \"50ms\"").start();
+    let request = host.request(Method::POST, "probe/demo/wait").header("prefer", "respond-async");
+    let place = header(request.send().await.unwrap().headers(), "location").to_owned();
+    host.logged(|line| line.contains("waiting to be released")).await;
+    let waiting = tokio::spawn(host.at(Method::GET, &place).send());
+    let cancelled = host.at(Method::DELETE, &place).send().await.unwrap();
+    assert_eq!(cancelled.status(), StatusCode::ACCEPTED);
+    assert_eq!(problem(waiting.await.unwrap().unwrap()).await, "409 cancelled host");
+    assert_eq!(host.json_of(&format!("{place}/status")).await["state"], "cancelled");
+}
