@@ -167,3 +167,75 @@ async fn a_page_that_was_loaded_again_finds_the_run_that_goes_on() {
     assert!(stream.contains("\"delta\":\"2\"") && stream.ends_with("data: [DONE]\n\n"), "{stream}");
     assert_eq!(latest().send().await.unwrap().status(), StatusCode::NO_CONTENT);
 }
+
+/// The text of a UI message stream.
+fn ui_text(stream: &str) -> String {
+    let parts = stream.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let parts = parts.map(|part| serde_json::from_str::<Value>(&format!("{{{part}")).unwrap());
+    parts.filter_map(|part| Some(part["delta"].as_str()?.to_owned())).collect()
+}
+
+/// The text of lines, each at most once.
+fn line_text(lines: &str, seen: &mut u64) -> String {
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut text = String::new();
+    for line in lines {
+        *seen += 1;
+        assert_eq!(line["seq"], *seen, "no gap, and none twice");
+        text += line["data"].as_str().unwrap();
+    }
+    text
+}
+
+#[tokio::test]
+async fn readers_of_all_formats_that_leave_and_return_agree() {
+    const EVENTS: usize = 40;
+    const UI_MESSAGES: &str = "text/event-stream; protocol=ui-message-stream";
+    let host = TestHost::serving(&["probe"]).start();
+    let (first, run) = held(&host, "probe/demo", EVENTS).await;
+    let path = format!("/runs/{run}");
+    let get = |accept: &str| host.at(Method::GET, &path).header(ACCEPT, accept);
+    // Each format twice: read for a while, and left.
+    for accept in ["text/plain", UI_MESSAGES, "application/json"] {
+        for _ in 0..2 {
+            let mut response = get(accept).send().await.unwrap();
+            assert!(response.chunk().await.unwrap().is_some(), "{accept}");
+        }
+    }
+    let mut seen = 0;
+    let mut lines = get("application/x-ndjson").send().await.unwrap();
+    let mut left = String::new();
+    while left.matches('\n').count() < EVENTS {
+        left += &String::from_utf8_lossy(&lines.chunk().await.unwrap().unwrap());
+    }
+    drop(lines);
+    let mut by_lines = line_text(&left, &mut seen);
+    let mut by_events = Stream::open(get("text/event-stream")).await;
+    let mut events = by_events.take(EVENTS / 2).await;
+    let last = events.last().unwrap().id.clone();
+    drop(by_events);
+    // All of them are back before the rest comes.
+    let text = tokio::spawn(get("text/plain").send());
+    let ui_messages = tokio::spawn(get(UI_MESSAGES).send());
+    let document = tokio::spawn(get("application/json").send());
+    let after = format!("{run}-{seen}");
+    let lines = tokio::spawn(get("application/x-ndjson").header("last-event-id", after).send());
+    let mut by_events = Stream::open(get("text/event-stream").header("last-event-id", &last)).await;
+    events.extend(by_events.take(1).await);
+    release(&host, "probe/demo").await;
+    events.extend(by_events.rest().await);
+    first.rest().await;
+
+    let expected: String = (1..=2 * EVENTS).map(|n| n.to_string()).collect();
+    assert_eq!(data(&events).concat(), expected);
+    let body = async |request: tokio::task::JoinHandle<reqwest::Result<reqwest::Response>>| {
+        request.await.unwrap().unwrap().text().await.unwrap()
+    };
+    assert_eq!(body(text).await, expected);
+    assert_eq!(ui_text(&body(ui_messages).await), expected);
+    by_lines += &line_text(&body(lines).await, &mut seen);
+    assert_eq!(by_lines, expected);
+    let document: Value = serde_json::from_str(&body(document).await).unwrap();
+    let document = document["events"].as_array().unwrap().iter();
+    assert_eq!(document.map(|event| event["data"].as_str().unwrap()).collect::<String>(), expected);
+}
