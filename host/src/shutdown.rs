@@ -5,18 +5,20 @@
 //! what is left. A task that has something to lose runs on the tracker, so that the host waits for it. Every
 //! connection and stream waits for a stage beside all else it does, so a wait costs one load each time it is polled.
 //!
-//! What works in the background is supervised: whoever starts it says what it is, and its end is noticed by a guard that it holds,
-//! so that a panic is too. A part that ends before the drain, or a chore that panics, is a [loss](Shutdown::lost), on which the host ends and says
-//! why: one that goes on without it would look alive and not be.
+//! What works in the background is supervised: whoever starts it says what it is. A part that ends before the drain, or a
+//! chore that panics, is a [loss](Shutdown::lost), on which the host ends and says why: one that goes on without it would look
+//! alive and not be.
 
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -41,15 +43,6 @@ pub struct Shutdown {
 pub struct Loss {
     part: &'static str,
     panicked: bool,
-}
-
-/// Notices the end of what holds it.
-#[derive(Debug)]
-struct Guard {
-    part: &'static str,
-    /// Whether it may end, as long as it does not panic.
-    may_end: bool,
-    shutdown: Shutdown,
 }
 
 /// A stage that begins once. Clones are the same stage.
@@ -131,10 +124,16 @@ impl Shutdown {
         may_end: bool,
         work: impl Future<Output = ()> + Send + 'static,
     ) {
-        let guard = Guard { part, may_end, shutdown: self.clone() };
+        let shutdown = self.clone();
         tokio::spawn(async move {
-            let _guard = guard;
-            work.await;
+            let panicked = AssertUnwindSafe(work).catch_unwind().await.is_err();
+            if panicked || !(may_end || shutdown.drain.has_begun()) {
+                let loss = Loss { part, panicked };
+                tracing::error!("{loss}");
+                // The first one tells.
+                let _ = shutdown.loss.set(loss);
+                shutdown.lost.begin();
+            }
         });
     }
 
@@ -142,20 +141,6 @@ impl Shutdown {
     pub async fn lost(&self) -> Loss {
         self.lost.begun().await;
         self.loss.get().expect("it is set before the stage begins").clone()
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let panicked = std::thread::panicking();
-        let expected = self.may_end || self.shutdown.drain.has_begun();
-        if panicked || !expected {
-            let loss = Loss { part: self.part, panicked };
-            tracing::error!("{loss}");
-            // The first one tells.
-            let _ = self.shutdown.loss.set(loss);
-            self.shutdown.lost.begin();
-        }
     }
 }
 

@@ -25,7 +25,8 @@
 //! - `states`, `storage`, `modules`, `deployments`: each key names what may have that name, and each deployment decodes.
 //!
 //! **Limits.** Times are not compared, since clocks jump. Which of two runs used an id last is not on record. What retention or a transaction has taken
-//! whole is not missed, apart from records of the log. At most [`MOST`] violations are named.
+//! whole is not missed, apart from records of the log. What a batch brought a second time, after a failed write, for a run that retention took
+//! in between is named, and harms nothing. At most [`MOST`] violations are named.
 //!
 //! **Cost.** Each page is read twice, each event is decoded once, and once more for an id of its own; the name of each
 //! instance is kept in memory.

@@ -87,7 +87,11 @@ const DAMAGES: &[(Damage, &[&str])] = &[
     ),
     (
         |tables, [over, _]| drop(tables.runs.open().unwrap().remove(over).unwrap()),
-        &["ended AT OVER: the run is not on record", "events OVER: the run is not on record"],
+        &[
+            "instance_runs test/a: run OVER is not on record",
+            "ended AT OVER: the run is not on record",
+            "events OVER: the run is not on record",
+        ],
     ),
     (
         |tables, [over, _]| drop(tables.runs.open().unwrap().insert(over, &b"x"[..]).unwrap()),
