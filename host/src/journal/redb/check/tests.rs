@@ -262,8 +262,9 @@ async fn whatever_does_not_belong_together_is_named() {
         damaged.unwrap();
         let found = lines(&look(&disk));
         let filled = |line: &&str| {
-            let line = line.replace("OVER", &runs[0].to_string());
-            line.replace("OPEN", &runs[1].to_string()).replace("AT", &ended.to_string())
+            // The time first: an id may have its word in it.
+            let line = line.replace("AT", &ended.to_string());
+            line.replace("OVER", &runs[0].to_string()).replace("OPEN", &runs[1].to_string())
         };
         let expected: Vec<_> = expected.iter().map(filled).collect();
         let is_so = found.len() == expected.len()
