@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::json;
 
-use crate::support::{Started, Stream, TestHost, data, header, problem};
+use crate::support::{Connection, Started, Stream, TestHost, data, header, problem};
 
 fn keyed(host: &Started, path: &str, key: &str) -> RequestBuilder {
     host.request(Method::POST, path).header("idempotency-key", key)
@@ -141,4 +141,18 @@ async fn a_run_can_be_cancelled_before_it_has_emitted_anything() {
     assert_eq!(cancelled.status(), StatusCode::ACCEPTED);
     assert_eq!(problem(waiting.await.unwrap().unwrap()).await, "409 cancelled host");
     assert_eq!(host.json_of(&format!("{place}/status")).await["state"], "cancelled");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_at_once_leaves_no_run_that_nobody_runs() {
+    let host = TestHost::serving(&["probe"]).start();
+    for n in 0..50 {
+        let mut connection = Connection::to(&host.url).await;
+        let head = "content-length: 0\r\nhost: a\r\n\r\n";
+        let path = format!("/agents/probe/demo-{n}/memory");
+        connection.send(format!("POST {path} HTTP/1.1\r\nidempotency-key: k\r\n{head}")).await;
+        drop(connection);
+        let again = keyed(&host, &format!("probe/demo-{n}/memory"), "k").send().await.unwrap();
+        assert_eq!(again.json::<serde_json::Value>().await.unwrap(), json!({ "calls": 1 }));
+    }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use futures_util::future::Either::{Left, Right};
+use futures_util::future::Either::{self, Left, Right};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
@@ -241,35 +241,61 @@ impl Api {
         match asked.terms.take().filter(|_| !speaks_http(&deployed)) {
             None => Ok(Begun::Run(self.call(asked, body, deployed, reset)?)),
             Some(terms) => {
-                Box::pin(self.begin_on_terms(asked, &terms, body, deployed, reset, accept)).await
+                Box::pin(self.begin_on_terms(asked, terms, body, deployed, reset, accept)).await
             }
         }
     }
 
-    /// A request whose run is on record before it begins.
+    /// A request whose run is on record before it begins. Once it is, it begins, whether or not its client is still there.
     async fn begin_on_terms(
-        &self,
+        self: Arc<Self>,
         asked: Asked,
-        terms: &Terms,
+        terms: Box<Terms>,
         body: Bytes,
         deployed: Arc<Deployed>,
         reset: Option<Reset>,
         accept: Accept,
     ) -> Result<Begun, Problem> {
-        let Asked { instance, method, path, head, .. } = asked;
         let module = deployed.module.digest();
+        let respond_async = terms.respond_async;
+        let api = self.clone();
+        let registering =
+            async move { api.register_and_call(asked, &terms, body, &deployed, reset).await };
+        let registered = tokio::spawn(registering).await.map_err(|_| Fault::Internal)??;
+        let run = match &registered {
+            Either::Left(known) => *known,
+            Either::Right(begun) => begun.id,
+        };
+        if respond_async {
+            return Ok(Begun::Answered(Box::new(repeat::accepted(run, module))));
+        }
+        match registered {
+            Left(known) => {
+                let attached = self.attach(known, accept, None).await?;
+                Ok(Begun::Answered(Box::new(attached)))
+            }
+            Right(begun) => Ok(Begun::Run(begun)),
+        }
+    }
+
+    /// The run that an earlier request with the same key began, or one that is called now.
+    async fn register_and_call(
+        &self,
+        asked: Asked,
+        terms: &Terms,
+        body: Bytes,
+        deployed: &Arc<Deployed>,
+        reset: Option<Reset>,
+    ) -> Result<Either<RunId, BegunRun>, Problem> {
+        let Asked { instance, method, path, head, .. } = asked;
         let fingerprint =
             Digest::of_all(&[method.as_str().as_bytes(), b" ", path.as_bytes(), b"\n", &body]);
         let request = AgentRequest { method: method.as_str().to_owned(), path, body };
         let kept = deployed.module.resumes().then(|| agent::keep(&request, &head));
+        let module = deployed.module.digest();
         let registered = self.register(&instance, module, terms, fingerprint, kept.clone()).await?;
-        let accepted = |run| Begun::Answered(Box::new(repeat::accepted(run, module)));
         let tail = match registered {
-            Registered::Known(run) if terms.respond_async => return Ok(accepted(run)),
-            Registered::Known(run) => {
-                let attached = self.attach(run, accept, None).await?;
-                return Ok(Begun::Answered(Box::new(attached)));
-            }
+            Registered::Known(run) => return Ok(Left(run)),
             Registered::Begun(tail) => tail,
         };
         let (sender, answered) = oneshot::channel();
@@ -281,24 +307,15 @@ impl Api {
             ..Origin::default()
         };
         let run = Run::on_record(tail.clone(), origin, sender);
-        let sent = self.directory.send(&instance, &deployed, |_| Call {
-            run,
-            request,
-            upload: None,
-            entry: Entry::Request,
-        });
-        match sent {
+        let call = |_: &_| Call { run, request, upload: None, entry: Entry::Request };
+        match self.directory.send(&instance, deployed, call) {
             Ok(sent) => sent.serve(),
             Err(Refused { fault, .. }) => {
                 self.never_begun(&tail, &fault);
                 return Err(fault.into());
             }
         }
-        let id = tail.run();
-        Ok(match terms.respond_async {
-            true => accepted(id),
-            false => Begun::Run(BegunRun { id, instance, reset, answered, refused: None }),
-        })
+        Ok(Right(BegunRun { id: tail.run(), instance, reset, answered, refused: None }))
     }
 
     /// Answers a client that says where it stopped reading, if that can be told.
