@@ -412,13 +412,14 @@ impl Api {
     ) -> Result<(RunId, oneshot::Receiver<Answered>), Fault> {
         let id = RunId::generate();
         let (sender, answered) = oneshot::channel();
-        self.directory
+        let sent = self
+            .directory
             .send(instance, deployed, |ledger| {
                 let run = Run::new(ledger.clone(), id, origin, sender);
                 Call { run, request, upload, entry: Entry::Request }
             })
-            .map_err(|Refused { fault, .. }| fault)?
-            .serve();
+            .map_err(|Refused { fault, .. }| fault)?;
+        self.journal.attend(|| sent.serve());
         Ok((id, answered))
     }
 

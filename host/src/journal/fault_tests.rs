@@ -1,5 +1,6 @@
 //! What the journal does when its disk fails, vanishes, or loses its power at any moment.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -10,6 +11,15 @@ use super::*;
 
 #[tokio::test]
 async fn a_failing_disk_shows_nothing_and_loses_nothing() {
+    a_disk_that_fails_later_and_later(false).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_who_attends_shows_nothing_and_loses_nothing() {
+    a_disk_that_fails_later_and_later(true).await;
+}
+
+async fn a_disk_that_fails_later_and_later(attends: bool) {
     for grace in 0.. {
         let disk = Disk::default();
         let journal = open(&disk, options());
@@ -18,10 +28,16 @@ async fn a_failing_disk_shows_nothing_and_loses_nothing() {
         commit(&lane, vec![start(&tail), event(&tail, 1, "x")]).await;
         let mut reader = journal.reader(Arc::clone(&tail), Seq::ZERO);
         assert!(matches!(reader.next().await, Step::Events(_)));
+        if attends {
+            attended(&journal, &lane);
+        }
 
         disk.fail(grace, usize::MAX);
         let turn = vec![event(&tail, 2, "x"), Write::State(Some("2".into())), end(&tail)];
-        let ticket = lane.submit(Turn(turn));
+        let ticket = match attends {
+            true => attend(&journal, &lane, turn).0,
+            false => lane.submit(Turn(turn)),
+        };
         let told = ticket.durable().await;
         if told.is_ok() {
             assert!(grace > 1, "a commit is a write and a sync");
@@ -146,6 +162,23 @@ async fn a_journal_one_of_whose_threads_panics_is_dead_and_says_which() {
         assert!(ticket.settled().await.is_err());
         assert_consistent(&disk);
     }
+}
+
+#[tokio::test]
+async fn a_journal_whose_commit_panics_where_it_is_attended_to_is_dead() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let lane = journal.lane(instance("a"));
+    attended(&journal, &lane);
+    disk.panic(JournalFile::Log);
+    let turn = || vec![Write::State(Some("1".into()))];
+    let panicked = catch_unwind(AssertUnwindSafe(|| attend(&journal, &lane, turn())));
+    assert!(panicked.is_err());
+    let mut health = journal.health();
+    let dead = health.wait_for(|health| matches!(health, Health::Dead(_)));
+    assert_eq!(*dead.await.unwrap(), Health::Dead("its writer panicked".into()));
+    assert!(attend(&journal, &lane, turn()).0.settled().await.is_err());
+    assert_consistent(&disk);
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@
 //! tails of the runs that go on, and the journal's health. Reads of state and storage are short and
 //! synchronous: one transaction, closed before they return.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::tail::{Gauge, Limits};
 use super::writer::{self, Queue};
 use super::{
     Backend, DeploymentRecord, Health, Keyed, Lane, Located, Options, Pair, Reader, RunPage,
-    RunRecord, Stats, Store, StoreError, Tail, lock, reader,
+    RunRecord, Stats, Store, StoreError, Tail, attend, lock, reader,
 };
 use crate::id::{Digest, InstanceKey, RunId, Seq};
 
@@ -47,7 +47,10 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) page_bytes: usize,
     pub(super) patience: Duration,
-    pub(super) settler_panicked: AtomicBool,
+    /// Tells the settler that there is something to tend, or that there is no writer any more.
+    pub(super) settler: mpsc::SyncSender<()>,
+    /// Which thread panicked, so that nothing more is committed.
+    pub(super) panicked: OnceLock<&'static str>,
 }
 
 /// What [`Stats`] counts.
@@ -107,6 +110,8 @@ impl Journal {
             })
             .collect();
         let live = unfinished.iter().map(|run| Arc::clone(&run.tail));
+        // One word is enough for a settler that has not listened yet.
+        let (settler, told) = mpsc::sync_channel(1);
         let shared = Arc::new(Shared {
             store: Box::new(store),
             queue: Queue::default(),
@@ -118,12 +123,11 @@ impl Journal {
             limits,
             page_bytes: options.limits.page_bytes,
             patience: options.limits.patience,
-            settler_panicked: AtomicBool::new(false),
+            settler,
+            panicked: OnceLock::new(),
         });
-        // One word is enough for a settler that has not listened yet.
-        let (tell, told) = mpsc::sync_channel(1);
         let threads = [
-            spawn("journal", &shared, move |shared| writer::run(shared, &tell))?,
+            spawn("journal", &shared, writer::run)?,
             spawn("settler", &shared, move |shared| writer::settle(shared, &told))?,
         ];
         let owner = Owner { shared, threads: Mutex::new(threads.into()) };
@@ -133,6 +137,12 @@ impl Journal {
     /// A new lane for an instance. Turns in two lanes of one instance would have no order, so it keeps one.
     pub fn lane(&self, instance: InstanceKey) -> Arc<Lane> {
         Lane::new(instance, Arc::clone(&self.0.shared))
+    }
+
+    /// Does `work`, and then makes durable here and now what it has submitted, if the writer has nothing to do. For a thread
+    /// that may stand still for one sync of a quick disk.
+    pub fn attend<T>(&self, work: impl FnOnce() -> T) -> T {
+        attend::attend(&self.0.shared, work)
     }
 
     /// The tail of a run that is about to start; clients find it by [`Self::locate`] from its start on.

@@ -6,7 +6,7 @@
 //! **Mechanism.** What a guest does between two suspensions is a [`Turn`]. Turns go, in order, through the
 //! [`Lane`] of their instance to one writer thread, which commits all that has come in while the last
 //! commit was under way at once, and only then publishes: it moves each lane's durable mark,
-//! appends the events to their run's [`Tail`] and wakes who waits. A [`Reader`] is a cursor: it asks its
+//! appends the events to their run's [`Tail`] and wakes who waits. While it has nothing to do, who submits may [take its place](attend). A [`Reader`] is a cursor: it asks its
 //! tail for what follows, the store where the tail no longer has it, and waits when there is nothing. The store is a log,
 //! where a commit is one write and one sync, and redb's tables, to which the settler takes what the log has, much at a time.
 //!
@@ -22,6 +22,7 @@
 //! **Cost.** A turn is one queue push; a commit is one write and one disk sync however many turns it
 //! carries; an idle reader is a cursor, an `Arc` and a registered waker.
 
+mod attend;
 mod codec;
 mod follower;
 mod handle;

@@ -3,8 +3,11 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::task::Context;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
+use futures_util::task::{ArcWake, waker_ref};
 use proptest::prelude::*;
 
 use super::redb::RedbStore;
@@ -301,6 +304,38 @@ pub(super) fn deployment(generation: u64) -> DeploymentRecord {
 /// Submits a turn and waits until it is durable.
 pub(super) async fn commit(lane: &Arc<Lane>, writes: Vec<Write>) {
     lane.submit(Turn(writes)).durable().await.unwrap();
+}
+
+/// Submits a turn and attends to it. Returns its ticket, and whether it was this thread that made it durable.
+pub(super) fn attend(journal: &Journal, lane: &Arc<Lane>, writes: Vec<Write>) -> (Ticket, bool) {
+    #[derive(Default)]
+    struct By(Mutex<Option<ThreadId>>);
+    impl ArcWake for By {
+        fn wake_by_ref(by: &Arc<Self>) {
+            *lock(&by.0) = Some(thread::current().id());
+        }
+    }
+    let by = Arc::<By>::default();
+    let (ticket, waiting) = journal.attend(|| {
+        let ticket = lane.submit(Turn(writes));
+        let waits = ticket.clone();
+        let mut waiting = Box::pin(async move { waits.durable().await });
+        let _ = waiting.as_mut().poll(&mut Context::from_waker(&waker_ref(&by)));
+        (ticket, waiting)
+    });
+    drop(waiting);
+    let by = *lock(&by.0);
+    (ticket, by == Some(thread::current().id()))
+}
+
+/// Commits until this thread did it itself, so that the writer waits.
+pub(super) fn attended(journal: &Journal, lane: &Arc<Lane>) {
+    let mut state = (0..10_000).map(|n| vec![Write::State(Some(n.to_string().into()))]);
+    let done = state.any(|writes| {
+        thread::yield_now();
+        attend(journal, lane, writes).1
+    });
+    assert!(done, "the writer never waits");
 }
 
 /// Reads to the end, and returns the numbers and the outcome.

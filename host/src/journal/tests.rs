@@ -1,6 +1,7 @@
 //! What the journal promises, one case at a time.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -563,4 +564,55 @@ async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
     assert_eq!(journal.run(old.run()).unwrap(), None);
     let located = journal.locate(&instance("a"), "id").await.unwrap();
     assert!(matches!(located, Located::CaughtUp(run) if run == new.run()));
+}
+
+#[tokio::test]
+async fn a_lone_turn_is_committed_by_the_thread_that_submits_it() {
+    let journal = open(&Disk::default(), options());
+    let lane = journal.lane(instance("a"));
+    attended(&journal, &lane);
+    // What comes without is the writer's again, and in order.
+    commit(&lane, vec![Write::State(Some("2".into()))]).await;
+    assert_eq!(journal.state(&instance("a")).unwrap().as_deref(), Some("2"));
+    let submitted = catch_unwind(AssertUnwindSafe(|| {
+        journal.attend(|| {
+            lane.submit(Turn(vec![Write::State(Some("3".into()))]));
+            panic!("on purpose")
+        })
+    }));
+    assert!(submitted.is_err());
+    lane.latest().durable().await.unwrap();
+    assert_eq!(journal.state(&instance("a")).unwrap().as_deref(), Some("3"));
+    journal.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn turns_of_many_threads_that_attend_or_not_are_durable_in_order() {
+    let disk = Disk::default();
+    let journal = open(&disk, options());
+    let each = (0..4).map(|task| {
+        let (journal, instance) = (journal.clone(), instance(&task.to_string()));
+        tokio::spawn(async move {
+            let lane = journal.lane(instance.clone());
+            for n in 1..=200_u32 {
+                let turn = Turn(vec![Write::State(Some(n.to_string().into()))]);
+                let ticket = match n % 3 {
+                    0 => lane.submit(turn),
+                    _ => journal.attend(|| lane.submit(turn)),
+                };
+                if n % 5 == 0 {
+                    ticket.durable().await.unwrap();
+                    let state = journal.state(&instance).unwrap();
+                    assert_eq!(state.as_deref(), Some(&*n.to_string()));
+                }
+            }
+            lane.latest().durable().await.unwrap();
+        })
+    });
+    for task in each.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    assert_eq!(journal.stats().turns, 800);
+    journal.close().await;
+    assert_consistent(&disk);
 }

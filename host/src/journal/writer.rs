@@ -23,10 +23,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::thread;
@@ -34,8 +33,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
+use super::attend::{self, QUICK};
 use super::handle::Shared;
-use super::{Committed, Health, Submitted, Tended, Turn, Unavailable, Write, lock};
+use super::{Committed, Health, StoreError, Submitted, Tended, Turn, Unavailable, Write, lock};
 use crate::id::InstanceKey;
 
 /// Turns that are committed together. More would make everyone wait longer for their own, and the first
@@ -47,6 +47,9 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// The first and the longest pause between two attempts to commit.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Why the journal ends when who commits panics.
+const PANICKED: &str = "its writer panicked";
 
 /// The order of an instance's turns: what is submitted first is durable first, or at the same time.
 pub struct Lane {
@@ -160,14 +163,29 @@ impl Ticket {
 pub(super) struct Queue {
     inner: Mutex<Waiting>,
     filled: Condvar,
+    /// Whether the last commit was quick.
+    quick: AtomicBool,
+    /// Whether the writer is gone.
+    done: AtomicBool,
 }
 
 #[derive(Default)]
 struct Waiting {
     turns: VecDeque<Submitted>,
-    /// The writer waits, and no one has woken it yet: a wake-up is a system call, which not each turn need make.
-    idle: bool,
+    committer: Committer,
     closed: bool,
+}
+
+/// Who sees to the next batch.
+#[derive(Default, PartialEq, Eq)]
+enum Committer {
+    /// The writer, which is at work or has been woken: a wake-up is a system call, which not each turn need make.
+    #[default]
+    Writer,
+    /// Who fills the queue: the writer waits, and no one has woken it yet.
+    Nobody,
+    /// The writer, after the thread that has taken its place for one batch.
+    Attending,
 }
 
 impl Queue {
@@ -180,7 +198,8 @@ impl Queue {
         if !waiting.closed {
             let lane = Arc::clone(lane);
             waiting.turns.push_back(Submitted { lane, number, turn });
-            if mem::take(&mut waiting.idle) {
+            if waiting.committer == Committer::Nobody && !attend::will_look(self) {
+                waiting.committer = Committer::Writer;
                 self.filled.notify_one();
             }
         }
@@ -196,41 +215,82 @@ impl Queue {
     /// The next batch. An empty one when nothing has come for a while; none when the queue is closed and empty.
     fn take(&self) -> Option<Vec<Submitted>> {
         let mut waiting = lock(&self.inner);
-        waiting.idle = true;
-        let empty = |waiting: &mut Waiting| waiting.turns.is_empty() && !waiting.closed;
+        if waiting.committer == Committer::Writer {
+            waiting.committer = Committer::Nobody;
+        }
+        let nothing = |waiting: &mut Waiting| {
+            waiting.committer == Committer::Attending || waiting.turns.is_empty() && !waiting.closed
+        };
         let (mut waiting, _) = self
             .filled
-            .wait_timeout_while(waiting, IDLE, empty)
+            .wait_timeout_while(waiting, IDLE, nothing)
             .unwrap_or_else(PoisonError::into_inner);
-        waiting.idle = false;
+        if waiting.committer == Committer::Attending {
+            return Some(Vec::new());
+        }
+        waiting.committer = Committer::Writer;
         if waiting.closed && waiting.turns.is_empty() {
             return None;
         }
+        Some(waiting.batch())
+    }
+
+    /// The writer's place and a batch, if the writer waits and commits are quick.
+    pub(super) fn take_over(&self) -> Option<Vec<Submitted>> {
+        let mut waiting = lock(&self.inner);
+        if waiting.committer != Committer::Nobody || !self.quick.load(Ordering::Relaxed) {
+            return None;
+        }
+        waiting.committer = Committer::Attending;
+        Some(waiting.batch())
+    }
+
+    /// Gives the writer's place back, with what it is to commit before all else.
+    pub(super) fn give_back(&self, first: Vec<Submitted>) {
+        let mut waiting = lock(&self.inner);
+        first.into_iter().rev().for_each(|submitted| waiting.turns.push_front(submitted));
+        waiting.committer = Committer::Nobody;
+        drop(waiting);
+        self.rouse();
+    }
+
+    /// Wakes the writer if there is something that nobody sees to.
+    pub(super) fn rouse(&self) {
+        let mut waiting = lock(&self.inner);
+        let something = !waiting.turns.is_empty() || waiting.closed;
+        if something && waiting.committer == Committer::Nobody {
+            waiting.committer = Committer::Writer;
+            self.filled.notify_one();
+        }
+    }
+
+    /// Refuses all that is here and that comes.
+    fn fail(&self) {
+        self.close();
+        lock(&self.inner).turns.clear();
+    }
+}
+
+impl Waiting {
+    /// What is committed at once.
+    fn batch(&mut self) -> Vec<Submitted> {
         let mut bytes = 0;
-        let fits = waiting.turns.iter().take_while(|submitted| {
+        let fits = self.turns.iter().take_while(|submitted| {
             let first = bytes == 0;
             bytes += submitted.turn.size();
             first || bytes <= COMMIT_BYTES
         });
         let count = fits.count();
-        Some(waiting.turns.drain(..count).collect())
+        self.turns.drain(..count).collect()
     }
 }
 
-/// The writer thread: commits until the queue is closed and empty, or the journal is dead. `settler` is told when there is
-/// something to tend, and ends when it is gone.
-pub(super) fn run(shared: &Shared, settler: &SyncSender<()>) {
+/// The writer thread: commits until the queue is closed and empty, or the journal is dead.
+pub(super) fn run(shared: &Shared) {
     let mut departure = Departure { shared, reason: None };
     while let Some(batch) = shared.queue.take() {
-        let now = SystemTime::now();
-        match commit(shared, &batch, now) {
-            Ok(Committed { is_due }) => {
-                if is_due {
-                    // It has been told already if there is no room for another word.
-                    let _ = settler.try_send(());
-                }
-                publish(shared, batch);
-            }
+        match commit(shared, &batch) {
+            Ok(()) => publish(shared, batch),
             Err(Unavailable(reason)) => {
                 tracing::error!(reason, "the journal gives up");
                 departure.reason = Some(reason);
@@ -243,7 +303,12 @@ pub(super) fn run(shared: &Shared, settler: &SyncSender<()>) {
 /// The settler thread: tends the store whenever it is told to, and now and then, for as long as there is a writer.
 pub(super) fn settle(shared: &Shared, told: &Receiver<()>) {
     let departure = SettlerDeparture(shared);
-    while told.recv_timeout(IDLE) != Err(RecvTimeoutError::Disconnected) {
+    loop {
+        // A word, or the time to look whether there is something to do without one.
+        let _ = told.recv_timeout(IDLE);
+        if shared.queue.done.load(Ordering::Acquire) {
+            break;
+        }
         loop {
             match shared.store.tend(SystemTime::now()) {
                 Ok(Tended { trimmed_runs, is_due }) => {
@@ -269,32 +334,24 @@ struct SettlerDeparture<'a>(&'a Shared);
 impl Drop for SettlerDeparture<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.settler_panicked.store(true, Ordering::Release);
+            // What the writer is at is still committed.
+            let _ = self.0.panicked.set("its settler panicked");
             self.0.queue.close();
         }
     }
 }
 
 /// Commits a batch, however often it takes. Without turns, it is time to rest.
-fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Committed, Unavailable> {
-    // A client can learn of a run as soon as it is durable, and must then find its tail.
-    for write in writes(batch) {
-        if let Write::Start { tail, .. } = write {
-            shared.live.start(tail);
-        }
-    }
-    let once = || match batch {
-        [] => shared.store.rest(now),
-        _ => shared.store.commit(batch, now),
-    };
-    let mut attempt = once();
+fn commit(shared: &Shared, batch: &[Submitted]) -> Result<(), Unavailable> {
+    let now = SystemTime::now();
+    let mut attempt = commit_once(shared, batch, now);
     let began = Instant::now();
     let (mut pause, longest) = BACKOFF;
     loop {
         let reason = match attempt {
-            Ok(committed) => {
+            Ok(()) => {
                 shared.set_health(Health::Good);
-                return Ok(committed);
+                return Ok(());
             }
             Err(error) => error.to_string(),
         };
@@ -305,12 +362,39 @@ fn commit(shared: &Shared, batch: &[Submitted], now: SystemTime) -> Result<Commi
         shared.set_health(Health::Failing(reason));
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(longest);
-        attempt = shared.store.reopen().and_then(|()| once());
+        attempt = shared.store.reopen().and_then(|()| commit_once(shared, batch, now));
     }
 }
 
+/// Tries once to commit a batch, or to rest without one, and tells the settler if there is something to tend.
+pub(super) fn commit_once(
+    shared: &Shared,
+    batch: &[Submitted],
+    now: SystemTime,
+) -> Result<(), StoreError> {
+    // A client can learn of a run as soon as it is durable, and must then find its tail.
+    for write in writes(batch) {
+        if let Write::Start { tail, .. } = write {
+            shared.live.start(tail);
+        }
+    }
+    let began = Instant::now();
+    let Committed { is_due } = match batch {
+        [] => shared.store.rest(now)?,
+        _ => shared.store.commit(batch, now)?,
+    };
+    if !batch.is_empty() {
+        shared.queue.quick.store(began.elapsed() <= QUICK, Ordering::Relaxed);
+    }
+    if is_due {
+        // It has been told already if there is no room for another word.
+        let _ = shared.settler.try_send(());
+    }
+    Ok(())
+}
+
 /// Shows a durable batch to everyone: tails before lanes, so that who waited for a turn finds it there.
-fn publish(shared: &Shared, batch: Vec<Submitted>) {
+pub(super) fn publish(shared: &Shared, batch: Vec<Submitted>) {
     if batch.is_empty() {
         return;
     }
@@ -357,6 +441,12 @@ fn writes(batch: &[Submitted]) -> impl Iterator<Item = &Write> {
     batch.iter().flat_map(|submitted| &submitted.turn.0)
 }
 
+/// A thread has panicked in the writer's place: what the store has of its batch is not known, so nothing more is committed.
+pub(super) fn give_up(shared: &Shared) {
+    let _ = shared.panicked.set(PANICKED);
+    shared.queue.fail();
+}
+
 /// However the writer ends, by a panic too: no one may be left waiting for it.
 struct Departure<'a> {
     shared: &'a Shared,
@@ -366,24 +456,23 @@ struct Departure<'a> {
 
 impl Drop for Departure<'_> {
     fn drop(&mut self) {
-        self.shared.queue.close();
-        lock(&self.shared.queue.inner).turns.clear();
+        self.shared.queue.fail();
         // After a panic in the midst of a transaction the store may panic again. Everyone is told nonetheless.
         let closed = catch_unwind(AssertUnwindSafe(|| self.shared.store.close()));
         if closed.is_err() {
             tracing::error!("the journal did not close in order");
         }
         let reason = self.reason.take().unwrap_or_else(|| {
-            let settler_panicked = self.shared.settler_panicked.load(Ordering::Acquire);
-            match (thread::panicking(), settler_panicked) {
-                (true, _) => "its writer panicked".into(),
-                (false, true) => "its settler panicked".into(),
-                (false, false) => "it is closed".into(),
+            if thread::panicking() {
+                let _ = self.shared.panicked.set(PANICKED);
             }
+            (*self.shared.panicked.get().unwrap_or(&"it is closed")).into()
         });
         self.shared.set_health(Health::Dead(reason));
         let mut waiting = Vec::new();
         self.shared.live.tails().iter().for_each(|tail| tail.waiting(&mut waiting));
         waiting.into_iter().for_each(Waker::wake);
+        self.shared.queue.done.store(true, Ordering::Release);
+        let _ = self.shared.settler.try_send(());
     }
 }
