@@ -7,8 +7,8 @@
 //! place for one batch: it commits and publishes what there is, so those it wakes run here too. What came meanwhile is the writer's, and so is a
 //! batch whose commit fails, with all the attempts there are. When the writer is at work nothing changes.
 //!
-//! **Limits.** The thread stands still for one sync, so it is only done where the last commit was [quick](QUICK). One thread at
-//! a time has the writer's place. **Cost.** A look at a thread's own variable.
+//! **Limits.** The thread stands still for one sync, so it is only done where the last commit was [quick](QUICK), and of [few](FEW)
+//! turns: under load the writer has batches to make. One thread at a time has the writer's place. **Cost.** A look at a thread's own variable.
 
 use std::cell::Cell;
 use std::ptr;
@@ -20,6 +20,9 @@ use super::writer::{self, Queue};
 
 /// What a commit may take where the next one is to be made by a thread that others need.
 pub(super) const QUICK: Duration = Duration::from_millis(1);
+
+/// How many turns a lone run makes at once: its first event, and its end.
+pub(super) const FEW: usize = 2;
 
 thread_local! {
     static ATTENDED: Cell<Attended> = const { Cell::new(Attended { queue: 0, filled: false }) };

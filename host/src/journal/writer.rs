@@ -33,7 +33,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use super::attend::{self, QUICK};
+use super::attend::{self, FEW, QUICK};
 use super::handle::Shared;
 use super::{Committed, Health, StoreError, Submitted, Tended, Turn, Unavailable, Write, lock};
 use crate::id::InstanceKey;
@@ -163,8 +163,8 @@ impl Ticket {
 pub(super) struct Queue {
     inner: Mutex<Waiting>,
     filled: Condvar,
-    /// Whether the last commit was quick.
-    quick: AtomicBool,
+    /// Whether the last commit was quick and of few turns, so that the next one is worth no wake-up.
+    calm: AtomicBool,
     /// Whether the writer is gone.
     done: AtomicBool,
 }
@@ -235,10 +235,10 @@ impl Queue {
         Some(waiting.batch())
     }
 
-    /// The writer's place and a batch, if the writer waits and commits are quick.
+    /// The writer's place and a batch, if the writer waits and all is calm.
     pub(super) fn take_over(&self) -> Option<Vec<Submitted>> {
         let mut waiting = lock(&self.inner);
-        if waiting.committer != Committer::Nobody || !self.quick.load(Ordering::Relaxed) {
+        if waiting.committer != Committer::Nobody || !self.calm.load(Ordering::Relaxed) {
             return None;
         }
         waiting.committer = Committer::Attending;
@@ -384,7 +384,8 @@ pub(super) fn commit_once(
         _ => shared.store.commit(batch, now)?,
     };
     if !batch.is_empty() {
-        shared.queue.quick.store(began.elapsed() <= QUICK, Ordering::Relaxed);
+        let calm = batch.len() <= FEW && began.elapsed() <= QUICK;
+        shared.queue.calm.store(calm, Ordering::Relaxed);
     }
     if is_due {
         // It has been told already if there is no room for another word.
