@@ -36,11 +36,13 @@ pub const SCENARIO: Scenario = Scenario {
 async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
     for round in bench.rounds() {
+        let (mut blocks, mut syncs) = (bare::Blocks::new(bench.directory)?, Latencies::default());
         for server in pair.in_turn(round) {
             let start = Instant::now();
             let mut latencies = Latencies::default();
             for instance in (0..bench.n).cycle() {
                 latencies.add(first_event(server, instance).await?);
+                syncs.add(blocks.sync()?);
                 if start.elapsed() >= bench.duration {
                     break;
                 }
@@ -48,7 +50,7 @@ async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
             let figures = [("p50", latencies.quantile(0.5)), ("p99", latencies.quantile(0.99))];
             measured.add(round, server.side, figures);
         }
-        measured.add(round, Side::Bare, [(SYNC, bare::sync(bench.directory)?)]);
+        measured.add(round, Side::Bare, [(SYNC, syncs.quantile(0.5))]);
     }
     Ok(measured)
 }
