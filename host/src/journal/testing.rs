@@ -26,6 +26,8 @@ struct State {
     durable: Image,
     log: Option<Vec<Edit>>,
     faults: Option<Faults>,
+    /// The bytes of each file that were read.
+    read: [usize; 2],
     /// The file whose next change panics.
     panics: Option<JournalFile>,
     /// A store has the file open, and no other may.
@@ -109,6 +111,11 @@ impl Disk {
         lock(&self.0).durable.clone()
     }
 
+    /// How many bytes of a file were read.
+    pub(super) fn read(&self, file: JournalFile) -> usize {
+        lock(&self.0).read[file as usize]
+    }
+
     /// Begins to record, and returns the bytes to which the record applies.
     pub(super) fn record(&self) -> Image {
         let mut state = lock(&self.0);
@@ -174,7 +181,8 @@ impl StorageBackend for Held {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = lock(&self.disk.0);
+        let mut state = lock(&self.disk.0);
+        state.read[self.file] += out.len();
         let at = offset as usize;
         let bytes = state.bytes[self.file].get(at..at + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);

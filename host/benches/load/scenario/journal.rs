@@ -27,7 +27,7 @@ const EVENTS: usize = 64;
 const SIZE: usize = 1024;
 
 /// What is appended in a round: as many events in as many runs.
-const APPENDED: u64 = 2000;
+const APPENDED: u64 = 5000;
 const RUNS: usize = 64;
 
 /// Readers who come back at once, and how many runs each reads.

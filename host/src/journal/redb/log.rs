@@ -23,6 +23,7 @@
 use std::io;
 
 use ::redb::StorageBackend;
+use memchr::memmem::Finder;
 
 /// What is written at once, and the unit of all places.
 pub(super) const PAGE: usize = 4 << 10;
@@ -34,6 +35,13 @@ const MAGIC: &[u8; 16] = b"bureau's log\0\0\0\x01";
 
 /// What comes before a record's bytes.
 const HEAD: usize = 4 + 4 + 8 + 8;
+
+/// Where a head has the epoch and the number.
+const EPOCH: usize = 8;
+const NUMBER: usize = 16;
+
+/// How much of the log is looked through at once.
+const WINDOW: usize = if cfg!(test) { 100 } else { 64 << 10 };
 
 /// The log.
 #[derive(Debug)]
@@ -125,23 +133,29 @@ impl Log {
     /// A record of the same epoch beyond this one, of which [`Self::replay`] came to none: each is synced before the next one
     /// is written, so there is one only where one before it was lost.
     pub(super) fn beyond(&self, place: Place, last: u64) -> io::Result<Option<u64>> {
+        let epoch = place.epoch.to_le_bytes();
+        let epoch = Finder::new(&epoch);
+        let mut window = vec![0; WINDOW];
         for half in [0, 1] {
-            let begin = PAGE + half * place.half;
-            let end = (begin + place.half).min(self.length);
-            if end <= begin {
-                continue;
-            }
-            let mut bytes = vec![0; end - begin];
-            self.storage.read(begin as u64, &mut bytes)?;
-            for (at, head) in bytes.windows(HEAD).enumerate() {
-                let [.., a, b, c, d, e, f, g, h] = *head else { continue };
-                let number = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-                if head[8..16] == place.epoch.to_le_bytes()
-                    && number > last
-                    && self.record(place.epoch, number, begin + at, end)?.is_some()
-                {
-                    return Ok(Some(number));
+            let mut at = PAGE + half * place.half;
+            let end = (at + place.half).min(self.length);
+            while at + HEAD <= end {
+                let bytes = &mut window[..WINDOW.min(end - at)];
+                self.storage.read(at as u64, bytes)?;
+                let mut from = EPOCH;
+                while let Some(found) = epoch.find(&bytes[from..]) {
+                    let head = from + found - EPOCH;
+                    let Some((_, number)) = bytes[head..].split_at_checked(NUMBER) else { break };
+                    let Some(number) = number.first_chunk() else { break };
+                    let number = u64::from_le_bytes(*number);
+                    if number > last && self.record(place.epoch, number, at + head, end)?.is_some()
+                    {
+                        return Ok(Some(number));
+                    }
+                    from += found + 1;
                 }
+                // A head that this one has only the beginning of is all in the next one.
+                at += bytes.len() + 1 - HEAD;
             }
         }
         Ok(None)

@@ -10,7 +10,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, SystemTime};
 
-use ::redb::{Error, Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction};
+use ::redb::{
+    Database, Error, Key, ReadableTable, Table, TableDefinition, Value, WriteTransaction,
+};
 
 use super::super::codec::{
     Damaged, Segment, decode_run, encode_deployment, encode_run, encode_segment, split,
@@ -124,6 +126,14 @@ pub(super) struct Settled {
     pub(super) written: usize,
     /// Whether a run ended.
     pub(super) ended: bool,
+}
+
+/// Begins a transaction that writes. Each one saves which pages are in use, so that the file need not be walked through when it is
+/// opened after a crash: that holds as long as none was committed without.
+pub(super) fn begin(database: &Database) -> Result<WriteTransaction, Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_quick_repair(true);
+    Ok(transaction)
 }
 
 /// A table that is opened when it is first needed.

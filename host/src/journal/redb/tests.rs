@@ -393,6 +393,52 @@ async fn a_batch_that_no_log_holds_goes_to_the_tables_behind_what_came_before() 
 }
 
 #[tokio::test]
+async fn the_log_of_a_journal_that_was_closed_is_not_looked_through() {
+    let bench = Bench::new(options());
+    let tail = bench.tail();
+    bench.commit(vec![start(&tail)]);
+    for seq in 1..=20 {
+        bench.commit(vec![event(&tail, seq, "x".repeat(3000))]);
+    }
+    let read_by_the_next = || {
+        let disk = Disk::of(bench.disk.durable());
+        let (store, _) = RedbStore::open(disk.backend(), &options()).unwrap();
+        let events = store.events(tail.run(), Seq(0), usize::MAX).unwrap();
+        assert_eq!(seqs(&events), (1..=20).collect::<Seqs>());
+        disk.read(JournalFile::Log)
+    };
+    assert!(read_by_the_next() > options().limits.log_bytes / 2);
+    bench.store.close();
+    assert_eq!(read_by_the_next(), 24, "whose log it is");
+}
+
+#[tokio::test]
+async fn no_crash_has_the_tables_walked_through() {
+    let options = within(JournalLimits { retain_bytes: 4000, ..limits() });
+    let bench = Bench::new(options);
+    let image = bench.disk.record();
+    let large = "x".repeat(bench.options.limits.log_bytes);
+    for round in 1..=4 {
+        let tail = bench.tail();
+        bench.commit(vec![start(&tail), event(&tail, 1, "x".repeat(3000)), end(&tail)]);
+        bench.tend();
+        bench.commit(vec![start(&bench.tail())]);
+        bench.commit(vec![set("k", "v"), event(&tail, 2, &*large)]);
+        bench.store.deploy(&deployment(round), &[round - 1]).unwrap();
+        bench.store.reopen().unwrap();
+    }
+    bench.store.close();
+    let log = bench.disk.log();
+    assert!(log.iter().any(|edit| edit.file == JournalFile::Tables as usize));
+    each_crash(image, &log, |image, at| {
+        let mut builder = Database::builder();
+        builder.set_repair_callback(move |_| panic!("the tables are walked through after {at}"));
+        let tables = Disk::of(image).hold(JournalFile::Tables).unwrap();
+        builder.create_with_backend(tables).unwrap();
+    });
+}
+
+#[tokio::test]
 async fn tables_that_cannot_be_written_to_fail_the_next_commit_and_lose_nothing() {
     let bench = Bench::new(options());
     let tail = bench.tail();

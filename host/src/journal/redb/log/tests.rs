@@ -119,6 +119,36 @@ fn a_new_log_has_nothing_of_one_that_was_there_before() {
 
 proptest! {
     #[test]
+    fn a_record_beyond_one_that_was_lost_is_found_wherever_it_lies(
+        before in proptest::collection::vec((0..200_usize, any::<u8>()), 0..6),
+        epoch in prop_oneof![1..5_u64, Just(256), Just(1 << 16 | 1), any::<u64>()],
+        size in 0..3000_usize,
+        turns: bool,
+    ) {
+        let disk = Disk::default();
+        let mut log = Log::create(file(&disk), MARK).unwrap();
+        let here = place(epoch, 0);
+        log.begin(here);
+        for (size, byte) in before {
+            log.append(&vec![byte; size]).unwrap();
+        }
+        let last = log.last();
+        prop_assert_eq!(log.beyond(here, last).unwrap(), None);
+        // The lost one, which nobody comes to, and what was written after it.
+        log.append(&vec![0; size]).unwrap();
+        if turns {
+            log.turn();
+        }
+        log.append(b"beyond").unwrap();
+        drop(log);
+        let log = opened(&disk);
+        let found = log.beyond(here, last + 1).unwrap();
+        prop_assert_eq!(found, Some(last + 2));
+        let found = log.beyond(Place { epoch: epoch ^ 1, ..here }, 0).unwrap();
+        prop_assert_eq!(found, None);
+    }
+
+    #[test]
     fn what_is_not_settled_is_replayed_through_both_halves(
         steps in proptest::collection::vec((0..6000_usize, any::<u8>(), 0..8_u8), 1..60),
     ) {
