@@ -56,7 +56,8 @@ async fn allocations_per_reply() {
     let plain = allocations_per_request(&host, "load/one/plain").await;
     assert!(plain <= 33, "{plain} for a plain reply");
     let state = allocations_per_request(&host, "load/one/state").await;
-    assert!(state <= 39, "{state} for a reply that writes state");
+    // With those of its commit, for which there is nobody to wait.
+    assert!(state <= 43, "{state} for a reply that writes state");
     host.stop().await;
 }
 
@@ -64,7 +65,7 @@ async fn allocations_per_reply() {
 #[derive(Debug)]
 struct Cost {
     commits: u64,
-    /// Of the thread that everything but the journal's writer is on.
+    /// Of the thread that everything is on but the journal's writer and its settler.
     allocations: u64,
     /// Bytes that went to the disk.
     written: u64,
@@ -120,5 +121,5 @@ async fn an_event_on_its_own_is_one_commit() {
     // Also the end, which comes after the last pause, and retention's look.
     assert!(cost.commits <= EVENTS + 2, "{cost:?}");
     assert!(cost.allocations <= 23 * EVENTS, "{cost:?}");
-    assert!(cost.written <= 4_600 * EVENTS, "{cost:?}");
+    assert!(cost.written <= 4_720 * EVENTS, "{cost:?}");
 }

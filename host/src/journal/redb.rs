@@ -80,7 +80,7 @@ pub use self::check::{Counts, Report, Violation, check};
 pub use self::open::{Backend, JournalFile};
 
 use self::log::Log;
-use self::open::{disown, interrupt};
+use self::open::{disown, interrupt, unless_damaged};
 use self::recent::{Layer, Progress, Recent};
 use self::tables::{
     DEPLOYMENTS, EVENTS, IDS, INSTANCE_RUNS, KEYS, META, META_TRIMMED_UNTIL, MODULES, REPLIES,
@@ -176,8 +176,11 @@ impl RedbStore {
             began: Instant::now(),
             opened: RwLock::new(None),
         };
-        let opened = store.open_files(true)?;
-        let interrupted = interrupt(&opened).map_err(failed)?;
+        let (opened, interrupted) = unless_damaged(&options.file, || {
+            let opened = store.open_files(true)?;
+            let interrupted = interrupt(&opened).map_err(failed)?;
+            Ok((opened, interrupted))
+        })?;
         store.exchange(Some(opened));
         Ok((store, interrupted))
     }

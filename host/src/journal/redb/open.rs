@@ -22,6 +22,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
@@ -150,6 +151,15 @@ fn explain(file: &Path, error: DatabaseError) -> StoreError {
         }
         error => format!("{file} cannot be opened: {error}"),
     })
+}
+
+/// Opens a journal as this does. redb takes the pages that it has synced for sound, and panics where one is of no kind.
+pub(super) fn unless_damaged<T>(
+    file: &Path,
+    open: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let damaged = || StoreError(format!("{} is damaged: it has pages of no kind", file.display()));
+    catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err(damaged()))
 }
 
 impl RedbStore {
