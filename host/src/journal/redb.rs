@@ -279,7 +279,7 @@ impl Store for RedbStore {
                 apply(recent.filling());
                 recent.filling().last_record = log.last();
             } else {
-                while tend()?.is_due {}
+                tend()?;
                 let mut layer = Layer::default();
                 apply(&mut layer);
                 self.settle_directly(opened, &layer)?;

@@ -45,6 +45,10 @@ const COMMIT_BYTES: usize = 8 << 20;
 /// When a writer without work is idle, and how often a settler looks whether retention has something to do.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// For how many times as long as a step took the settler then leaves the disk to others, if there is more to do for retention and no layer to
+/// settle: gigabytes that are let go at once would fill the disk's queue, and every reply wait behind them. What is settled has its own steps.
+const RESPITE: u32 = 9;
+
 /// The first and the longest pause between two attempts to commit.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -303,27 +307,25 @@ pub(super) fn run(shared: &Shared) {
 /// The settler thread: tends the store whenever it is told to, and now and then, for as long as there is a writer.
 pub(super) fn settle(shared: &Shared, told: &Receiver<()>) {
     let departure = SettlerDeparture(shared);
+    let mut pause = IDLE;
     loop {
         // A word, or the time to look whether there is something to do without one.
-        let _ = told.recv_timeout(IDLE);
+        let _ = told.recv_timeout(pause);
         if shared.queue.done.load(Ordering::Acquire) {
             break;
         }
-        loop {
-            match shared.store.tend(SystemTime::now()) {
-                Ok(Tended { trimmed_runs, is_due }) => {
-                    shared.counts.trimmed_runs.fetch_add(trimmed_runs, Ordering::Relaxed);
-                    if !is_due {
-                        break;
-                    }
-                }
-                // The writer meets it too, when it next commits or rests, and opens the store again.
-                Err(error) => {
-                    tracing::warn!(%error, "the journal cannot be tended");
-                    break;
-                }
+        let began = Instant::now();
+        pause = match shared.store.tend(SystemTime::now()) {
+            Ok(Tended { trimmed_runs, is_due }) => {
+                shared.counts.trimmed_runs.fetch_add(trimmed_runs, Ordering::Relaxed);
+                if is_due { (began.elapsed() * RESPITE).min(IDLE) } else { IDLE }
             }
-        }
+            // The writer meets it too, when it next commits or rests, and opens the store again.
+            Err(error) => {
+                tracing::warn!(%error, "the journal cannot be tended");
+                IDLE
+            }
+        };
     }
     drop(departure);
 }

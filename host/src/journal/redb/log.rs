@@ -135,7 +135,7 @@ impl Log {
     pub(super) fn beyond(&self, place: Place, last: u64) -> io::Result<Option<u64>> {
         let epoch = place.epoch.to_le_bytes();
         let epoch = Finder::new(&epoch);
-        let mut window = vec![0; WINDOW];
+        let mut window = vec![0; WINDOW.min(place.half)];
         for half in [0, 1] {
             let mut at = PAGE + half * place.half;
             let end = (at + place.half).min(self.length);

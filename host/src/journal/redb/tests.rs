@@ -393,6 +393,21 @@ async fn a_batch_that_no_log_holds_goes_to_the_tables_behind_what_came_before() 
 }
 
 #[tokio::test]
+async fn a_batch_that_no_log_holds_does_not_wait_for_all_of_retention() {
+    const RUNS: usize = 300;
+    let mut bench = Bench::new(options());
+    for _ in 0..RUNS {
+        let tail = bench.tail();
+        bench.commit(vec![start(&tail), event(&tail, 1, "x"), end(&tail)]);
+    }
+    bench.options = within(JournalLimits { retain_bytes: 0, ..limits() });
+    bench.crash();
+    bench.commit(vec![set("k", "x".repeat(options().limits.log_bytes).leak())]);
+    let left = ended_bytes(&bench.store).len();
+    assert!(left > RUNS / 2 && left < RUNS, "{left}");
+}
+
+#[tokio::test]
 async fn the_log_of_a_journal_that_was_closed_is_not_looked_through() {
     let bench = Bench::new(options());
     let tail = bench.tail();
