@@ -29,7 +29,7 @@ async fn a_disk_that_fails_later_and_later(attends: bool) {
         let mut reader = journal.reader(Arc::clone(&tail), Seq::ZERO);
         assert!(matches!(reader.next().await, Step::Events(_)));
         if attends {
-            attended(&journal, &lane);
+            attended(&journal, &lane).await;
         }
 
         disk.fail(grace, usize::MAX);
@@ -169,7 +169,7 @@ async fn a_journal_whose_commit_panics_where_it_is_attended_to_is_dead() {
     let disk = Disk::default();
     let journal = open(&disk, options());
     let lane = journal.lane(instance("a"));
-    attended(&journal, &lane);
+    attended(&journal, &lane).await;
     disk.panic(JournalFile::Log);
     let turn = || vec![Write::State(Some("1".into()))];
     let panicked = catch_unwind(AssertUnwindSafe(|| attend(&journal, &lane, turn())));

@@ -570,7 +570,7 @@ async fn an_id_that_a_younger_run_took_over_outlives_the_older() {
 async fn a_lone_turn_is_committed_by_the_thread_that_submits_it() {
     let journal = open(&Disk::default(), options());
     let lane = journal.lane(instance("a"));
-    attended(&journal, &lane);
+    attended(&journal, &lane).await;
     // What comes without is the writer's again, and in order.
     commit(&lane, vec![Write::State(Some("2".into()))]).await;
     assert_eq!(journal.state(&instance("a")).unwrap().as_deref(), Some("2"));
