@@ -114,6 +114,14 @@ async fn an_attempt_that_did_reach_the_disk_is_not_counted_twice() {
     assert_eq!(store.events(tail.run(), Seq(0), 999).unwrap().len(), 1);
 }
 
+/// Waits until the journal is dead, and returns why.
+async fn dead(journal: &Journal) -> String {
+    let mut health = journal.health();
+    let dead = health.wait_for(|health| matches!(health, Health::Dead(_)));
+    let Health::Dead(reason) = dead.await.unwrap().clone() else { panic!("waited for") };
+    reason
+}
+
 #[tokio::test]
 async fn a_journal_whose_patience_ends_tells_everyone() {
     let disk = Disk::default();
@@ -128,9 +136,7 @@ async fn a_journal_whose_patience_ends_tells_everyone() {
     disk.fail(0, usize::MAX);
     let ticket = lane.submit(Turn(vec![event(&tail, 1, "x")]));
     assert!(ticket.settled().await.is_err());
-    let mut health = journal.health();
-    let dead = health.wait_for(|health| matches!(health, Health::Dead(_)));
-    let Health::Dead(reason) = dead.await.unwrap().clone() else { panic!("waited for") };
+    let reason = dead(&journal).await;
     assert!(reason.contains("the disk is on fire"), "{reason}");
     assert!(matches!(waiting.await.unwrap(), Step::Broken(_)));
     let late = vec![event(&tail, 2, "x")];
@@ -155,9 +161,7 @@ async fn a_journal_one_of_whose_threads_panics_is_dead_and_says_which() {
         let lane = journal.lane(instance("a"));
         disk.panic(file);
         lane.submit(Turn(vec![Write::State(Some("1".into()))]));
-        let mut health = journal.health();
-        let dead = health.wait_for(|health| matches!(health, Health::Dead(_)));
-        assert_eq!(*dead.await.unwrap(), Health::Dead(reason.into()));
+        assert_eq!(dead(&journal).await, reason);
         let ticket = lane.submit(Turn(vec![Write::State(Some("2".into()))]));
         assert!(ticket.settled().await.is_err());
         assert_consistent(&disk);
@@ -174,9 +178,7 @@ async fn a_journal_whose_commit_panics_where_it_is_attended_to_is_dead() {
     let turn = || vec![Write::State(Some("1".into()))];
     let panicked = catch_unwind(AssertUnwindSafe(|| attend(&journal, &lane, turn())));
     assert!(panicked.is_err());
-    let mut health = journal.health();
-    let dead = health.wait_for(|health| matches!(health, Health::Dead(_)));
-    assert_eq!(*dead.await.unwrap(), Health::Dead("its writer panicked".into()));
+    assert_eq!(dead(&journal).await, "its writer panicked");
     assert!(attend(&journal, &lane, turn()).0.settled().await.is_err());
     assert_consistent(&disk);
 }

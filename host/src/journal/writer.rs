@@ -242,7 +242,9 @@ impl Queue {
     /// The writer's place and a batch, if the writer waits and all is calm.
     pub(super) fn take_over(&self) -> Option<Vec<Submitted>> {
         let mut waiting = lock(&self.inner);
-        if waiting.committer != Committer::Nobody || !self.calm.load(Ordering::Relaxed) {
+        let is_free = waiting.committer == Committer::Nobody && !waiting.closed;
+        // The writer may have been here meanwhile, woken by others.
+        if !is_free || waiting.turns.is_empty() || !self.calm.load(Ordering::Relaxed) {
             return None;
         }
         waiting.committer = Committer::Attending;
@@ -272,6 +274,12 @@ impl Queue {
     fn fail(&self) {
         self.close();
         lock(&self.inner).turns.clear();
+    }
+
+    /// Waits until nobody has the writer's place, for a writer that ends: nothing may be committed beside its last words.
+    fn left_alone(&self) {
+        let attending = |waiting: &mut Waiting| waiting.committer == Committer::Attending;
+        drop(self.filled.wait_while(lock(&self.inner), attending));
     }
 }
 
@@ -460,6 +468,7 @@ struct Departure<'a> {
 impl Drop for Departure<'_> {
     fn drop(&mut self) {
         self.shared.queue.fail();
+        self.shared.queue.left_alone();
         // After a panic in the midst of a transaction the store may panic again. Everyone is told nonetheless.
         let closed = catch_unwind(AssertUnwindSafe(|| self.shared.store.close()));
         if closed.is_err() {
