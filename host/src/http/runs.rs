@@ -43,8 +43,7 @@ pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 impl Api {
     /// The runs on record, and with the first page those that are in flight and not on record.
     pub(super) async fn runs(&self, query: RunsQuery) -> Result<Response<Body>, Problem> {
-        let RunsQuery { agent, instance, limit, before } = query;
-        let page = PageQuery { limit, before };
+        let RunsQuery { agent, instance, page } = query;
         if let (Some(agent), Some(name)) = (&agent, &instance) {
             let instance = InstanceKey::new(agent.clone(), name);
             let instance = instance.map_err(|error| Problem::BadName(error.to_string()))?;
@@ -54,7 +53,7 @@ impl Api {
             move |of: &InstanceKey| agent.as_ref().is_none_or(|agent| of.agent() == agent);
         let in_flight = self.in_flight(&matches);
         let journal = self.journal.clone();
-        let listed = read(move || journal.runs(before, limit, &matches)).await?;
+        let listed = read(move || journal.runs(page.before, page.limit, &matches)).await?;
         Ok(list(listed, in_flight, page))
     }
 
