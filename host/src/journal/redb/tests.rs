@@ -73,7 +73,7 @@ impl Bench {
     }
 
     fn batch(&self, writes: Vec<Write>) -> [Submitted; 1] {
-        [Submitted { lane: Arc::clone(&self.lane), number: 1, turn: Turn(writes) }]
+        batch(&self.lane, writes)
     }
 
     fn commit(&self, writes: Vec<Write>) {
