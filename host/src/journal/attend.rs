@@ -16,7 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use super::Submitted;
 use super::handle::Shared;
-use super::writer::{self, Queue};
+use super::queue::Queue;
+use super::writer;
 
 /// What a commit may take where the next one is to be made by a thread that others need.
 pub(super) const QUICK: Duration = Duration::from_millis(1);

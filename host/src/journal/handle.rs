@@ -14,9 +14,10 @@ use tokio::sync::watch;
 
 use super::follower::Follower;
 use super::live::Live;
+use super::queue::Queue;
 use super::redb::RedbStore;
 use super::tail::{Gauge, Limits};
-use super::writer::{self, Queue};
+use super::writer;
 use super::{
     Backend, DeploymentRecord, Health, Keyed, Lane, Located, Options, Pair, Reader, RunPage,
     RunRecord, Stats, Store, StoreError, Tail, attend, lock, reader,

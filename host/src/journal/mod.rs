@@ -27,7 +27,9 @@ mod codec;
 mod follower;
 mod handle;
 mod horizon;
+mod lane;
 mod live;
+mod queue;
 mod reader;
 mod redb;
 mod tail;
@@ -56,12 +58,12 @@ use crate::id::{AgentName, Cursor, Digest, InstanceKey, RunId, Seq};
 pub(crate) use self::codec::fuzzing::row as fuzz_row;
 pub use self::follower::{Followed, Follower};
 pub use self::handle::{Journal, Unfinished};
+pub use self::lane::{Lane, Ticket};
 pub use self::reader::{Page, Reader, Step};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::redb::fuzz_log;
 pub use self::redb::{Backend, Counts, JournalFile, Report, StorageBackend, Violation, check};
 pub use self::tail::Tail;
-pub use self::writer::{Lane, Ticket};
 
 /// One event of a run, as emitted.
 #[derive(Debug)]

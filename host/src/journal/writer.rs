@@ -1,9 +1,9 @@
-//! The way in: lanes, tickets, the one thread that commits, and the one that tends what was committed.
+//! The thread that commits, and the one that tends what was committed.
 //!
 //! **Problem.** A disk sync takes as long as thousands of turns; guests must not wait for one unless they ask;
 //! and nothing may be visible that a crash, or a failing disk, could take back.
 //!
-//! **Mechanism.** [`Lane::submit`] pushes onto one queue and returns. The writer takes all that is
+//! **Mechanism.** [`Lane::submit`](super::Lane::submit) pushes onto one [queue](super::queue) and returns. The writer takes all that is
 //! there, commits it at once and then publishes: events and ends to the tails, marks to the lanes.
 //! While it commits the next batch gathers, so the disk sets the pace and there is no timer. What can wait, such as
 //! retention, is the settler's, whom the writer tells when there is something to do. When a
@@ -16,31 +16,19 @@
 //!  Good: take, commit --error--> Failing: wait, reopen, commit -+--patience--> Dead
 //! ```
 //!
-//! **Limits.** A commit takes turns of at most [`COMMIT_BYTES`], or one turn. The queue is bounded by what
-//! runs may have pending and by the callers who wait for their tickets.
-//!
-//! **Cost.** A submission is one short lock. A lane is two numbers and a list of who waits.
+//! **Limits.** The disk's syncs a second, times what a batch holds. **Cost.** Two threads, which sleep when nothing is written.
 
-use std::collections::VecDeque;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Notify;
-
-use super::attend::{self, FEW, QUICK};
+use super::attend::{FEW, QUICK};
 use super::handle::Shared;
-use super::{Committed, Health, StoreError, Submitted, Tended, Turn, Unavailable, Write, lock};
-use crate::id::InstanceKey;
-
-/// Turns that are committed together. More would make everyone wait longer for their own, and the first
-/// readers for their first event.
-const COMMIT_BYTES: usize = 8 << 20;
+use super::{Committed, Health, StoreError, Submitted, Tended, Unavailable, Write};
 
 /// When a writer without work is idle, and how often a settler looks whether retention has something to do.
 const IDLE: Duration = Duration::from_secs(1);
@@ -55,252 +43,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 /// Why the journal ends when who commits panics.
 const PANICKED: &str = "its writer panicked";
 
-/// The order of an instance's turns: what is submitted first is durable first, or at the same time.
-pub struct Lane {
-    instance: InstanceKey,
-    shared: Arc<Shared>,
-    /// Changed only under the queue's lock, so that numbers go up in the order of the queue.
-    submitted: AtomicU64,
-    durable: AtomicU64,
-    moved: Notify,
-}
-
-impl Lane {
-    pub(super) fn new(instance: InstanceKey, shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(Self {
-            instance,
-            shared,
-            submitted: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
-            moved: Notify::new(),
-        })
-    }
-
-    /// The instance.
-    pub fn instance(&self) -> &InstanceKey {
-        &self.instance
-    }
-
-    /// Hands a turn to the writer. It never waits. A turn without writes is durable with the one before it.
-    pub fn submit(self: &Arc<Self>, turn: Turn) -> Ticket {
-        if turn.0.is_empty() {
-            return self.latest();
-        }
-        Ticket { lane: Arc::clone(self), number: self.shared.queue.push(self, turn) }
-    }
-
-    /// The ticket of all that has been submitted so far.
-    pub fn latest(self: &Arc<Self>) -> Ticket {
-        Ticket { lane: Arc::clone(self), number: self.submitted.load(Ordering::Acquire) }
-    }
-
-    fn mark(&self, number: u64) {
-        self.durable.store(number, Ordering::Release);
-        self.moved.notify_waiters();
-    }
-}
-
-impl fmt::Debug for Lane {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").field("instance", &self.instance).finish_non_exhaustive()
-    }
-}
-
-/// A claim on the durability of a turn and of all turns before it in its lane.
-#[derive(Debug, Clone)]
-pub struct Ticket {
-    lane: Arc<Lane>,
-    number: u64,
-}
-
-impl Ticket {
-    /// Whether the turn is durable now.
-    pub fn is_durable(&self) -> bool {
-        self.lane.durable.load(Ordering::Acquire) >= self.number
-    }
-
-    /// Waits until the turn is durable. Fails as soon as commits fail, though the turn may become durable
-    /// later: for those who had better tell their client now.
-    pub async fn durable(&self) -> Result<(), Unavailable> {
-        self.wait(|health| match health {
-            Health::Good => None,
-            Health::Failing(reason) | Health::Dead(reason) => Some(reason.clone()),
-        })
-        .await
-    }
-
-    /// Waits until the turn is durable, also while commits fail. Fails when the journal is dead.
-    pub async fn settled(&self) -> Result<(), Unavailable> {
-        self.wait(|health| match health {
-            Health::Good | Health::Failing(_) => None,
-            Health::Dead(reason) => Some(reason.clone()),
-        })
-        .await
-    }
-
-    async fn wait(&self, fails: impl Fn(&Health) -> Option<String>) -> Result<(), Unavailable> {
-        // Most replies depend on nothing that is still under way.
-        if self.is_durable() {
-            return Ok(());
-        }
-        let mut health = self.lane.shared.health.subscribe();
-        loop {
-            // Taken before the check, so that a mark set after the check is not missed.
-            let moved = self.lane.moved.notified();
-            let failure = fails(&health.borrow_and_update());
-            if self.is_durable() {
-                return Ok(());
-            }
-            if let Some(reason) = failure {
-                return Err(Unavailable(reason));
-            }
-            tokio::select! {
-                () = moved => {}
-                _ = health.changed() => {}
-            }
-        }
-    }
-}
-
-/// The turns that wait for the writer.
-#[derive(Default)]
-pub(super) struct Queue {
-    inner: Mutex<Waiting>,
-    filled: Condvar,
-    /// Whether the last commit was quick and of few turns, so that the next one is worth no wake-up.
-    calm: AtomicBool,
-    /// Whether the writer is gone.
-    done: AtomicBool,
-}
-
-#[derive(Default)]
-struct Waiting {
-    turns: VecDeque<Submitted>,
-    committer: Committer,
-    closed: bool,
-}
-
-/// Who sees to the next batch.
-#[derive(Default, PartialEq, Eq)]
-enum Committer {
-    /// The writer, which is at work or has been woken: a wake-up is a system call, which not each turn need make.
-    #[default]
-    Writer,
-    /// Who fills the queue: the writer waits, and no one has woken it yet.
-    Nobody,
-    /// The writer, after the thread that has taken its place for one batch.
-    Attending,
-}
-
-impl Queue {
-    /// Queues a turn and returns its number in its lane. After [`Self::close`] turns are dropped: their
-    /// numbers are never reached, and who waits for one learns it from the journal's health.
-    fn push(&self, lane: &Arc<Lane>, turn: Turn) -> u64 {
-        let mut waiting = lock(&self.inner);
-        let number = lane.submitted.load(Ordering::Relaxed) + 1;
-        lane.submitted.store(number, Ordering::Release);
-        if !waiting.closed {
-            let lane = Arc::clone(lane);
-            waiting.turns.push_back(Submitted { lane, number, turn });
-            if waiting.committer == Committer::Nobody && !attend::will_look(self) {
-                waiting.committer = Committer::Writer;
-                self.filled.notify_one();
-            }
-        }
-        number
-    }
-
-    /// Refuses what comes from here on. What has come is still committed.
-    pub(super) fn close(&self) {
-        lock(&self.inner).closed = true;
-        self.filled.notify_one();
-    }
-
-    /// The next batch. An empty one when nothing has come for a while; none when the queue is closed and empty.
-    fn take(&self) -> Option<Vec<Submitted>> {
-        let mut waiting = lock(&self.inner);
-        if waiting.committer == Committer::Writer {
-            waiting.committer = Committer::Nobody;
-        }
-        let nothing = |waiting: &mut Waiting| {
-            waiting.committer == Committer::Attending || waiting.turns.is_empty() && !waiting.closed
-        };
-        let (mut waiting, _) = self
-            .filled
-            .wait_timeout_while(waiting, IDLE, nothing)
-            .unwrap_or_else(PoisonError::into_inner);
-        if waiting.committer == Committer::Attending {
-            return Some(Vec::new());
-        }
-        waiting.committer = Committer::Writer;
-        if waiting.closed && waiting.turns.is_empty() {
-            return None;
-        }
-        Some(waiting.batch())
-    }
-
-    /// The writer's place and a batch, if the writer waits and all is calm.
-    pub(super) fn take_over(&self) -> Option<Vec<Submitted>> {
-        let mut waiting = lock(&self.inner);
-        let is_free = waiting.committer == Committer::Nobody && !waiting.closed;
-        // The writer may have been here meanwhile, woken by others.
-        if !is_free || waiting.turns.is_empty() || !self.calm.load(Ordering::Relaxed) {
-            return None;
-        }
-        waiting.committer = Committer::Attending;
-        Some(waiting.batch())
-    }
-
-    /// Gives the writer's place back, with what it is to commit before all else.
-    pub(super) fn give_back(&self, first: Vec<Submitted>) {
-        let mut waiting = lock(&self.inner);
-        first.into_iter().rev().for_each(|submitted| waiting.turns.push_front(submitted));
-        waiting.committer = Committer::Nobody;
-        drop(waiting);
-        self.rouse();
-    }
-
-    /// Wakes the writer if there is something that nobody sees to.
-    pub(super) fn rouse(&self) {
-        let mut waiting = lock(&self.inner);
-        let something = !waiting.turns.is_empty() || waiting.closed;
-        if something && waiting.committer == Committer::Nobody {
-            waiting.committer = Committer::Writer;
-            self.filled.notify_one();
-        }
-    }
-
-    /// Refuses all that is here and that comes.
-    fn fail(&self) {
-        self.close();
-        lock(&self.inner).turns.clear();
-    }
-
-    /// Waits until nobody has the writer's place, for a writer that ends: nothing may be committed beside its last words.
-    fn left_alone(&self) {
-        let attending = |waiting: &mut Waiting| waiting.committer == Committer::Attending;
-        drop(self.filled.wait_while(lock(&self.inner), attending));
-    }
-}
-
-impl Waiting {
-    /// What is committed at once.
-    fn batch(&mut self) -> Vec<Submitted> {
-        let mut bytes = 0;
-        let fits = self.turns.iter().take_while(|submitted| {
-            let first = bytes == 0;
-            bytes += submitted.turn.size();
-            first || bytes <= COMMIT_BYTES
-        });
-        let count = fits.count();
-        self.turns.drain(..count).collect()
-    }
-}
-
 /// The writer thread: commits until the queue is closed and empty, or the journal is dead.
 pub(super) fn run(shared: &Shared) {
     let mut departure = Departure { shared, reason: None };
-    while let Some(batch) = shared.queue.take() {
+    while let Some(batch) = shared.queue.take(IDLE) {
         match commit(shared, &batch) {
             Ok(()) => publish(shared, batch),
             Err(Unavailable(reason)) => {

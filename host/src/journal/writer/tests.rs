@@ -2,6 +2,9 @@
 
 use std::sync::mpsc;
 
+use super::super::Turn;
+use super::super::attend;
+use super::super::lane::Lane;
 use super::super::testing::{Disk, instance, options};
 use super::*;
 
@@ -16,15 +19,9 @@ fn state(text: &str) -> Turn {
     Turn(vec![Write::State(Some(text.into()))])
 }
 
-/// As a writer that waits, when all is calm.
-fn wait(queue: &Queue) {
-    lock(&queue.inner).committer = Committer::Nobody;
-    queue.calm.store(true, Ordering::Relaxed);
-}
-
 /// As a writer that was woken.
 fn write(shared: &Shared) {
-    let batch = shared.queue.take().unwrap();
+    let batch = shared.queue.take(IDLE).unwrap();
     commit(shared, &batch).unwrap();
     publish(shared, batch);
 }
@@ -33,12 +30,12 @@ fn write(shared: &Shared) {
 fn nobody_takes_the_place_of_a_writer_that_has_committed_their_turns_meanwhile() {
     let (shared, told) = without_threads(&Disk::default());
     let lane = Lane::new(instance("a"), Arc::clone(&shared));
-    wait(&shared.queue);
+    shared.queue.leave_to_others();
     attend::attend(&shared, || {
         lane.submit(state("1"));
         // Woken by others.
         write(&shared);
-        wait(&shared.queue);
+        shared.queue.leave_to_others();
     });
     assert!(lane.latest().is_durable());
     assert!(told.try_recv().is_err(), "a log that is not full has been settled");
@@ -48,7 +45,7 @@ fn nobody_takes_the_place_of_a_writer_that_has_committed_their_turns_meanwhile()
 fn nobody_takes_the_place_of_a_writer_that_is_about_to_end() {
     let (shared, _told) = without_threads(&Disk::default());
     let lane = Lane::new(instance("a"), Arc::clone(&shared));
-    wait(&shared.queue);
+    shared.queue.leave_to_others();
     attend::attend(&shared, || {
         lane.submit(state("1"));
         shared.queue.close();
@@ -56,7 +53,7 @@ fn nobody_takes_the_place_of_a_writer_that_is_about_to_end() {
     assert!(!lane.latest().is_durable());
     write(&shared);
     assert!(lane.latest().is_durable());
-    assert!(shared.queue.take().is_none());
+    assert!(shared.queue.take(IDLE).is_none());
 }
 
 #[test]
@@ -65,14 +62,14 @@ fn a_writer_that_panics_does_not_end_before_who_has_its_place() {
     let (shared, _told) = without_threads(&disk);
     let lane = Lane::new(instance("a"), Arc::clone(&shared));
     lane.submit(state("1"));
-    wait(&shared.queue);
+    shared.queue.leave_to_others();
     let batch = shared.queue.take_over().unwrap();
     thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let _departure = Departure { shared: &shared, reason: None };
             panic!("a mistake");
         });
-        while !lock(&shared.queue.inner).closed {
+        while !shared.queue.is_closed() {
             thread::yield_now();
         }
         // One that does not wait is soon at its end.
