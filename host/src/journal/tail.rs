@@ -191,13 +191,7 @@ impl Tail {
             match seat.0.and_then(|seat| inner.seats.get_mut(seat)) {
                 Some(Some(left)) if left.will_wake(waker) => {}
                 Some(left) => *left = Some(waker.clone()),
-                None => {
-                    if inner.seats.is_empty() {
-                        // Most tails have one reader, and would have place for four.
-                        inner.seats.reserve_exact(1);
-                    }
-                    seat.0 = Some(inner.seats.insert(Some(waker.clone())));
-                }
+                None => seat.0 = Some(inner.seats.insert(Some(waker.clone()))),
             }
             return Following::Nothing;
         }

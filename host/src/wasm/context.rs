@@ -252,16 +252,10 @@ impl<T: Send> runs::HostRunWithStore<T> for HasSelf<Context> {
         Ok(session.flush().await.map(|()| last.0).map_err(|_| EmitError::Closed))
     }
 
-    #[expect(clippy::manual_async_fn, reason = "an async function would keep its arguments twice")]
-    fn cancelled(
-        accessor: &Accessor<T, Self>,
-        run: Resource<Run>,
-    ) -> impl Future<Output = wasmtime::Result<()>> + Send {
-        let run = accessor.with(|mut access| access.get().table.get(&run).cloned());
-        async move {
-            run?.cancelled().await;
-            Ok(())
-        }
+    async fn cancelled(accessor: &Accessor<T, Self>, run: Resource<Run>) -> wasmtime::Result<()> {
+        let run = accessor.with(|mut access| access.get().table.get(&run).cloned())?;
+        run.cancelled().await;
+        Ok(())
     }
 }
 
