@@ -106,9 +106,8 @@ fn the_rules_see_through_whatever_a_source_may_look_like() {
 /// The place of a module, of the crate's root, in [`FLOORS`].
 fn floor(module: &str) -> usize {
     let name = match module {
-        "lib" | "main" | "cli" | "host" | "agents_dir" | "dev" | "watch" | "fuzzing" | "Host" => {
-            "main"
-        }
+        "lib" | "main" | "allocator" | "cli" | "host" | "agents_dir" | "dev" | "watch"
+        | "fuzzing" | "Host" => "main",
         "config" | "event" | "fault" | "fetch" | "format" | "id" | "shutdown" => "base",
         name => name,
     };

@@ -3,6 +3,7 @@
 
 #![expect(unreachable_pub, reason = "a program has no outside")]
 
+mod allocator;
 mod cli;
 
 use std::io::IsTerminal as _;
@@ -24,10 +25,6 @@ use tracing_subscriber::EnvFilter;
 
 use self::cli::ReaderLeft;
 use self::cli::arguments::{Arguments, Command, Common, LogFormat};
-
-/// Requests and events are made on one thread and freed on another, where the system's allocator takes locks.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let Arguments { command, log_format } = Arguments::parse();
@@ -99,6 +96,7 @@ async fn open(mut config: Config) -> anyhow::Result<(Host, TcpListener, Config)>
     (config.listen, config.admin) = (public.local_addr()?, admin.local_addr()?);
     let host = Host::open(config.clone())?;
     host.serve_admin(admin);
+    tokio::spawn(allocator::give_back());
     Ok((host, public, config))
 }
 

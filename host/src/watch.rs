@@ -3,24 +3,14 @@
 //! **Problem.** A file that is being copied is half a file, an editor replaces a file by renaming another over it, and a
 //! build tool writes the same one ten times. Whoever acts on each notice of the operating system loads halves.
 //!
-//! **Mechanism.** Each file that changes is in one of two states:
-//!
-//! ```text
-//!            created, written                    closed, renamed to or from, removed
-//!   (quiet) ------------------> being written ---------------------------------------> whole
-//!      ^                            |    ^                                             |   |
-//!      |                            |    +---------------- written --------------------+   |
-//!      +-- quiet for UNCLOSED ------+                                                      |
-//!      +-- quiet for QUIET ----------------------------------------------------------------+
-//! ```
-//!
-//! What becomes quiet is told, as changed or as removed by whether it is there *then*: so a file that is moved away and
+//! **Mechanism.** The operating system's notices are signs of change, and a file that has been [quiet](settling) for long enough after them is
+//! told, as changed or as removed by whether it is there *then*: so a file that is moved away and
 //! written anew is one change, and a name that came and went is none. Linux tells when a file that was open for
-//! writing is closed, so that a copy that pauses is waited for. [`Settling`] is these states without any I/O; it is fed by
-//! the operating system's notices as they come, so that nothing queues while whoever watches is busy. After notices were
+//! writing is closed, so that a copy that pauses is waited for. Notices are taken as they come,
+//! so that nothing queues while whoever watches is busy. After notices were
 //! lost, and in a directory that is new, everything is looked at again.
 //!
-//! **Limits.** Where closing is not told, on macOS and Windows, each written file is waited for until [`UNCLOSED`], and a
+//! **Limits.** Where closing is not told, on macOS and Windows, each written file is waited for until [`UNCLOSED`](settling::UNCLOSED), and a
 //! copy that pauses longer is told half; so is one that was under way in a directory before it was watched, and everywhere one
 //! that closes the file after each piece and then pauses. A file that is never quiet is never told. A symbolic link is told when it is itself replaced, not when the file behind it
 //! changes. On Linux a root that is removed and made again, or is a link that points elsewhere now, is watched anew; on
@@ -29,25 +19,24 @@
 //! **Cost.** On Linux a watch of the kernel for each directory and for the one that each root is in; a few hundred bytes for
 //! each known file, and for each that is not settled. Directories that come are read on the task that waits.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod interest;
+mod settling;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _, WatcherKind};
 use tokio::sync::Notify;
 
-/// How long a file must be unchanged: writes, and renames, that come closer together are one change.
-const QUIET: Duration = Duration::from_millis(150);
-
-/// How long a file that was written and not closed must be unchanged. Where closing is told this is for what changes without
-/// being opened, as on some network file systems, and longer than a copy is likely to pause.
-const UNCLOSED: Duration =
-    if cfg!(target_os = "linux") { Duration::from_secs(30) } else { Duration::from_secs(2) };
+pub use self::interest::is_hidden_or_output;
+use self::interest::{Concern, Interest, entries};
+use self::settling::{Settling, Sign};
 
 /// Which files are watched, and whether they are told one by one.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,7 +109,7 @@ impl Watch {
 
     /// Whether a file is changing again, and will be told later.
     pub fn is_changing(&self, file: &Path) -> bool {
-        self.shared.seen().settling.files.contains_key(file)
+        self.shared.seen().settling.has(file)
     }
 
     /// Waits until files have changed and are whole. It loses nothing when it is dropped.
@@ -258,72 +247,6 @@ fn cannot_watch(path: &Path) -> String {
     )
 }
 
-/// What of all that the operating system tells is asked for.
-struct Interest {
-    roots: Vec<PathBuf>,
-    scope: Scope,
-    endings: &'static [&'static str],
-}
-
-/// What a path can be, by its looks.
-enum Concern {
-    File,
-    /// A directory, or a file that is of no concern.
-    Folder,
-}
-
-impl Interest {
-    fn concern(&self, path: &Path) -> Option<Concern> {
-        let depth = if self.scope == Scope::Folder { 1 } else { usize::MAX };
-        let is_within = |root: &PathBuf| {
-            path.strip_prefix(root).is_ok_and(|within| {
-                within.components().count() <= depth && !within.ancestors().any(is_hidden_or_output)
-            })
-        };
-        if !self.roots.iter().any(is_within) {
-            return None;
-        }
-        let ending = path.extension().unwrap_or_default();
-        let is_file = self.endings.iter().any(|asked_for| ending == *asked_for);
-        Some(if is_file { Concern::File } else { Concern::Folder })
-    }
-
-    /// The files at and below a path.
-    fn files(&self, path: &Path) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        let mut paths = vec![(path.to_owned(), path.is_dir())];
-        while let Some((path, is_folder)) = paths.pop() {
-            match self.concern(&path) {
-                _ if is_folder => {
-                    paths.extend(entries(&path).filter(|(path, _)| self.concern(path).is_some()))
-                }
-                // Also a link that leads nowhere: whoever loads it will say so.
-                Some(Concern::File) => files.push(path),
-                _ => {}
-            }
-            // Whatever is a directory within one is not in it.
-            if self.scope == Scope::Folder {
-                paths.retain(|(_, is_folder)| !is_folder);
-            }
-        }
-        files
-    }
-}
-
-/// What is in a directory, and whether it is one itself. Links to directories are not: they may lead around in circles.
-fn entries(folder: &Path) -> impl Iterator<Item = (PathBuf, bool)> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let entries =
-        entries.map(|entry| (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir())));
-    entries.filter(|(path, _)| !is_hidden_or_output(path))
-}
-
-/// Whether a path is that of something hidden, as temporary files are, or of what a build puts out.
-pub fn is_hidden_or_output(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with('.') || name == "target"
-}
-
 /// What the thread that hears of changes and the task that waits for them have in common.
 struct Shared {
     interest: Interest,
@@ -352,19 +275,22 @@ impl Shared {
                 tracing::warn!(
                     "more files changed than could be followed; all are looked at again"
                 );
-                self.seen().lost = true;
-                self.woken.notify_one();
+                self.lose();
             }
             Err(error) => {
                 tracing::warn!(%error, "changes of files were lost; all are looked at again");
-                self.seen().lost = true;
-                self.woken.notify_one();
+                self.lose();
             }
         }
     }
 
+    fn lose(&self) {
+        self.seen().lost = true;
+        self.woken.notify_one();
+    }
+
     fn saw_change(&self, event: notify::Event) {
-        let Some(sign) = Sign::of(&event) else { return };
+        let Some(sign) = sign_of(&event) else { return };
         let names = !matches!(
             event.kind,
             EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) | EventKind::Access(_)
@@ -383,33 +309,21 @@ impl Shared {
     }
 }
 
-/// What a notice says of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sign {
-    /// Someone writes to it, and may go on to.
-    Written,
-    /// Nobody does: it was closed, or replaced as a whole, or is gone.
-    Whole,
-    /// It may have changed, and who writes to it is not known.
-    Touched,
-}
-
-impl Sign {
-    fn of(event: &notify::Event) -> Option<Self> {
-        match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Self::Whole),
-            EventKind::Access(_) => None,
-            EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_) => Some(Self::Whole),
-            EventKind::Modify(ModifyKind::Metadata(_)) => Some(Self::Touched),
-            // What has another name already is not written through the new one, and nobody will close it.
-            EventKind::Create(CreateKind::File | CreateKind::Any)
-                if event.paths.iter().all(|path| is_link(path)) =>
-            {
-                Some(Self::Whole)
-            }
-            EventKind::Create(_) | EventKind::Modify(_) | EventKind::Any | EventKind::Other => {
-                Some(Self::Written)
-            }
+/// What a notice says of its files.
+fn sign_of(event: &notify::Event) -> Option<Sign> {
+    match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Sign::Whole),
+        EventKind::Access(_) => None,
+        EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_) => Some(Sign::Whole),
+        EventKind::Modify(ModifyKind::Metadata(_)) => Some(Sign::Touched),
+        // What has another name already is not written through the new one, and nobody will close it.
+        EventKind::Create(CreateKind::File | CreateKind::Any)
+            if event.paths.iter().all(|path| is_link(path)) =>
+        {
+            Some(Sign::Whole)
+        }
+        EventKind::Create(_) | EventKind::Modify(_) | EventKind::Any | EventKind::Other => {
+            Some(Sign::Written)
         }
     }
 }
@@ -424,147 +338,11 @@ fn is_link(path: &Path) -> bool {
     there.is_symlink() || (there.is_file() && names > 1)
 }
 
-/// Files that have changed and are not settled.
-struct Settling {
-    files: BTreeMap<PathBuf, Unsettled>,
-    /// Whether none is settled before all are.
-    together: bool,
-}
-
-struct Unsettled {
-    /// When it last changed.
-    last: Instant,
-    being_written: bool,
-}
-
-impl Unsettled {
-    /// When it is settled, if nothing more happens.
-    fn due(&self) -> Instant {
-        self.last + if self.being_written { UNCLOSED } else { QUIET }
-    }
-}
-
-impl Settling {
-    fn new(together: bool) -> Self {
-        Self { files: BTreeMap::new(), together }
-    }
-
-    /// Takes note of a sign of change.
-    fn saw(&mut self, file: PathBuf, sign: Sign, now: Instant) {
-        let unsettled = self.files.entry(file);
-        let unsettled = unsettled.or_insert(Unsettled { last: now, being_written: false });
-        unsettled.last = now;
-        unsettled.being_written = match sign {
-            Sign::Written => true,
-            Sign::Whole => false,
-            Sign::Touched => unsettled.being_written,
-        };
-    }
-
-    /// Takes out what is settled now.
-    fn settled(&mut self, now: Instant) -> Vec<PathBuf> {
-        if self.together && self.look().is_some_and(|due| due > now) {
-            return Vec::new();
-        }
-        let settled = self.files.extract_if(.., |_, unsettled| unsettled.due() <= now);
-        settled.map(|(file, _)| file).collect()
-    }
-
-    /// When the next is settled, if nothing more happens.
-    fn look(&self) -> Option<Instant> {
-        let dues = self.files.values().map(Unsettled::due);
-        if self.together { dues.max() } else { dues.min() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-
-    /// A machine on a clock of its own.
-    struct Fed {
-        settling: Settling,
-        now: Instant,
-    }
-
-    impl Fed {
-        fn new(scope: Scope) -> Self {
-            Self { settling: Settling::new(scope == Scope::Tree), now: Instant::now() }
-        }
-
-        fn saw(&mut self, file: &str, sign: Sign) {
-            self.settling.saw(file.into(), sign, self.now);
-        }
-
-        /// What is settled after this time, and when to look again from then.
-        fn after(&mut self, time: Duration) -> (Vec<PathBuf>, Option<Duration>) {
-            self.now += time;
-            let settled = self.settling.settled(self.now);
-            (settled, self.settling.look().map(|look| look - self.now))
-        }
-    }
-
-    fn only(file: &str) -> (Vec<PathBuf>, Option<Duration>) {
-        (vec![file.into()], None)
-    }
-
-    #[test]
-    fn a_file_that_is_held_open_is_not_settled_however_long_its_writer_pauses() {
-        let mut fed = Fed::new(Scope::Folder);
-        for _ in 0..5 {
-            fed.saw("a", Sign::Written);
-            assert_eq!(fed.after(QUIET * 2), (vec![], Some(UNCLOSED - QUIET * 2)));
-        }
-        fed.saw("a", Sign::Whole);
-        assert_eq!(fed.after(QUIET / 2), (vec![], Some(QUIET / 2)));
-        assert_eq!(fed.after(QUIET / 2), only("a"));
-        assert_eq!(fed.after(QUIET), (vec![], None), "it is told once");
-    }
-
-    #[test]
-    fn a_file_that_no_one_is_said_to_have_closed_is_settled_after_a_longer_time() {
-        let mut fed = Fed::new(Scope::Folder);
-        fed.saw("a", Sign::Written);
-        assert_eq!(fed.after(UNCLOSED), only("a"));
-    }
-
-    #[test]
-    fn a_burst_is_one_change() {
-        let mut fed = Fed::new(Scope::Folder);
-        for _ in 0..20 {
-            fed.saw("a", Sign::Written);
-            fed.saw("a", Sign::Whole);
-            assert_eq!(fed.after(QUIET / 2).0, Vec::<PathBuf>::new());
-        }
-        assert_eq!(fed.after(QUIET / 2), only("a"));
-    }
-
-    #[test]
-    fn what_is_merely_touched_is_waited_for_as_before() {
-        let mut fed = Fed::new(Scope::Folder);
-        fed.saw("a", Sign::Touched);
-        assert_eq!(fed.after(QUIET), only("a"));
-        fed.saw("a", Sign::Written);
-        fed.saw("a", Sign::Touched);
-        assert_eq!(fed.after(QUIET), (vec![], Some(UNCLOSED - QUIET)));
-    }
-
-    #[test]
-    fn a_file_holds_up_others_only_in_a_tree() {
-        for (scope, first) in [(Scope::Folder, vec!["b".into()]), (Scope::Tree, vec![])] {
-            let mut fed = Fed::new(scope);
-            fed.saw("a", Sign::Written);
-            fed.saw("b", Sign::Whole);
-            assert_eq!(fed.after(QUIET).0, first);
-            fed.saw("a", Sign::Whole);
-            let rest: Vec<PathBuf> = ["a", "b"]
-                .map(PathBuf::from)
-                .into_iter()
-                .filter(|file| !first.contains(file))
-                .collect();
-            assert_eq!(fed.after(QUIET), (rest, None));
-        }
-    }
 
     #[cfg(unix)]
     #[test]
@@ -574,7 +352,7 @@ mod tests {
             ["file", "hard", "symbolic"].map(|name| directory.path().join(name));
         let created = |path: &Path| {
             let event = notify::Event::new(EventKind::Create(CreateKind::File));
-            Sign::of(&event.add_path(path.to_owned()))
+            sign_of(&event.add_path(path.to_owned()))
         };
         fs::write(&file, "").unwrap();
         assert_eq!(created(&file), Some(Sign::Written));

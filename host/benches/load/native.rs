@@ -27,6 +27,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
 
 /// A run's id and a module's digest, as the host sends them: the same bytes.
 const RUN: &str = "01J00000000000000000000000";
@@ -185,15 +186,14 @@ fn heartbeats(every: Duration) -> impl stream::Stream<Item = Bytes> {
     })
 }
 
-/// Events that say when they were made, with a delay after each.
+/// Events that say when they were made, one each `delay` from the first on.
 fn paced(Options { n, size, delay, .. }: Options) -> impl stream::Stream<Item = Bytes> {
-    stream::unfold(1, move |seq| async move {
-        if seq > 1 {
-            tokio::time::sleep(delay).await;
-        }
+    let first = Instant::now();
+    stream::iter(0..n as u32).then(move |before| async move {
+        tokio::time::sleep_until(first + delay * before).await;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let data = format!("{:.<size$}", since.as_nanos());
-        (seq <= n).then(|| (frame(seq, &data).into(), seq + 1))
+        frame(u64::from(before) + 1, &data).into()
     })
 }
 

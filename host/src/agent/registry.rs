@@ -18,7 +18,7 @@
 //! **Limits.** [`DeploymentLimits`](crate::config::DeploymentLimits); one deployment at a time. **Cost.** A read lock and an `Arc` per request; a deployment
 //! compiles, starts one instance, and waits for the disk thrice.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,12 +71,15 @@ pub struct Registry {
     granted: BTreeMap<AgentName, Arc<Granted>>,
     nothing: Arc<Granted>,
     modules: Arc<Modules>,
-    agents: RwLock<BTreeMap<AgentName, Arc<Deployed>>>,
+    agents: RwLock<Agents>,
     versions: AtomicU64,
     /// Held while a deployment goes from its first gate to its acknowledgement.
     deploying: tokio::sync::Mutex<()>,
     known: RwLock<Known>,
 }
+
+/// What serves each agent.
+type Agents = BTreeMap<AgentName, Arc<Deployed>>;
 
 /// What is on record.
 #[derive(Default)]
@@ -177,12 +180,12 @@ impl Registry {
 
     /// The module that serves an agent now.
     pub fn current(&self, agent: &AgentName) -> Option<Arc<Deployed>> {
-        self.agents.read().unwrap_or_else(PoisonError::into_inner).get(agent).cloned()
+        self.agents().get(agent).cloned()
     }
 
     /// The agents and their modules.
     pub fn all(&self) -> Vec<Arc<Deployed>> {
-        self.agents.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.agents().values().cloned().collect()
     }
 
     /// The agents that are deployed and do not serve.
@@ -198,6 +201,14 @@ impl Registry {
     /// The kept deployments of an agent, oldest first; none if there never was one.
     pub fn deployments(&self, agent: &AgentName) -> Option<Vec<DeploymentRecord>> {
         self.known().deployments.get(agent).cloned()
+    }
+
+    fn agents(&self) -> RwLockReadGuard<'_, Agents> {
+        self.agents.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn agents_mut(&self) -> RwLockWriteGuard<'_, Agents> {
+        self.agents.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
@@ -282,7 +293,7 @@ impl Registry {
             let known = self.known();
             let deployments = known.deployments.get(&agent).ok_or(DeployError::UnknownAgent)?;
             let modules = deployments.iter().rev().filter_map(|record| record.module);
-            let now = known.newest(&agent).and_then(|record| record.module);
+            let now = known.module(&agent);
             match to {
                 Some(to) if modules.clone().any(|module| module == to) => to,
                 Some(to) => return Err(DeployError::UnknownModule(to)),
@@ -322,7 +333,9 @@ impl Registry {
         let record = self.record(agent, None, source.unwrap_or(API).to_owned());
         self.put_on_record(&record).await?;
         self.known_mut().failed.remove(agent);
-        self.agents.write().unwrap_or_else(PoisonError::into_inner).remove(agent);
+        let removed = self.agents_mut().remove(agent);
+        // Behind the lock, as it may be the last to hold a module.
+        drop(removed);
         self.tell(record, previous);
         Ok(true)
     }
@@ -341,8 +354,7 @@ impl Registry {
     /// Whether the last deployment from this source was that of this module.
     fn is_known(&self, agent: &AgentName, source: &str, digest: Digest) -> bool {
         let known = self.known();
-        let deployments = known.deployments.get(agent).map_or(&[][..], Vec::as_slice);
-        let last = deployments.iter().rev().find(|record| record.source == source);
+        let last = known.of(agent).iter().rev().find(|record| record.source == source);
         last.is_some_and(|record| record.module == Some(digest))
     }
 
@@ -357,7 +369,7 @@ impl Registry {
         agent: &AgentName,
         expected: Option<Digest>,
     ) -> Result<(), DeployError> {
-        let current = self.known().newest(agent).and_then(|record| record.module);
+        let current = self.known().module(agent);
         match expected {
             Some(expected) if current != Some(expected) => Err(DeployError::Mismatch(current)),
             _ => Ok(()),
@@ -433,29 +445,24 @@ impl Registry {
         source: &str,
     ) -> Result<Deployment, DeployError> {
         let before = self.current(&agent);
-        let previous = self.known().newest(&agent).and_then(|record| record.module);
+        let previous = self.known().module(&agent);
         let record = self.record(&agent, Some(module.digest()), source.to_owned());
         self.put_on_record(&record).await?;
         let current = Arc::new(self.deployed(module, record.clone()));
         self.serve(current.clone());
         self.tell(record, previous);
-        let exports = |of: Option<&Arc<Deployed>>| {
-            of.map_or_else(BTreeSet::new, |of| of.module.shape().exports.clone())
-        };
-        let (had, has) = (exports(before.as_ref()), exports(Some(&current)));
         let (mut gained, mut lost) = (Vec::new(), Vec::new());
-        if before.is_some() {
-            gained.extend(has.difference(&had).cloned());
-            lost.extend(had.difference(&has).cloned());
+        if let Some(before) = before {
+            let [had, has] = [&before, &current].map(|of| &of.module.shape().exports);
+            gained.extend(has.difference(had).cloned());
+            lost.extend(had.difference(has).cloned());
         }
         Ok(Deployment { current, previous, changed: true, gained, lost })
     }
 
     fn serve(&self, deployed: Arc<Deployed>) {
         self.known_mut().failed.remove(&deployed.agent);
-        let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
-        let replaced = agents.insert(deployed.agent.clone(), deployed);
-        drop(agents);
+        let replaced = self.agents_mut().insert(deployed.agent.clone(), deployed);
         // Behind the lock, as it may be the last to hold a module.
         drop(replaced);
     }
@@ -508,16 +515,25 @@ impl Deployment {
 }
 
 impl Known {
+    /// The deployments of an agent, oldest first.
+    fn of(&self, agent: &AgentName) -> &[DeploymentRecord] {
+        self.deployments.get(agent).map_or(&[], Vec::as_slice)
+    }
+
     fn newest(&self, agent: &AgentName) -> Option<&DeploymentRecord> {
-        self.deployments.get(agent)?.last()
+        self.of(agent).last()
+    }
+
+    /// The module that an agent is deployed with, if it is.
+    fn module(&self, agent: &AgentName) -> Option<Digest> {
+        self.newest(agent)?.module
     }
 
     /// The generations of an agent that need not be kept when one more comes: all but the newest, and the newest of each source, by which
     /// a file is told from what it was.
     fn superfluous(&self, agent: &AgentName, kept: usize) -> Vec<u64> {
-        let deployments = self.deployments.get(agent).map_or(&[][..], Vec::as_slice);
         let mut sources = HashSet::new();
-        let old = deployments.iter().rev().enumerate().filter(|(age, record)| {
+        let old = self.of(agent).iter().rev().enumerate().filter(|(age, record)| {
             let newest_of_source = sources.insert(&record.source);
             age + 1 >= kept && !newest_of_source
         });

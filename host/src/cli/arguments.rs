@@ -477,9 +477,9 @@ mod tests {
             let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let example = format!("\n  bureau {}", command.get_name());
             assert!(after.contains(&example), "{}", command.get_name());
-            let remote = command.get_arguments().any(|argument| argument.get_id() == "json");
+            let has_json = command.get_arguments().any(|argument| argument.get_id() == "json");
             let serves = ["serve", "dev"].contains(&command.get_name());
-            assert_eq!(remote, !serves, "{} has --json", command.get_name());
+            assert_eq!(has_json, !serves, "{} has --json", command.get_name());
         }
     }
 

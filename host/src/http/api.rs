@@ -5,70 +5,45 @@
 //!
 //! **Mechanism.** The route decides the function. A request that says where it stopped reading is answered
 //! from the journal, without the agent; any other becomes a call, and the first thing the run does decides the
-//! answer: events, a response, or a problem. Nothing leaves before the ticket that came with the answer is durable.
+//! [answer](super::answer): events, a response, or a problem.
 //!
 //! **Limits.** Those of [`HttpLimits`](crate::config::HttpLimits). **Cost.** Parsing the target, one lookup
 //! of the module and one of the instance, and the copies into and out of the guest.
 
-use std::borrow::Cow;
 use std::future::ready;
-use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::Either::{self, Left, Right};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, Request, Response};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::accept::Accept;
+use super::answer::{first_act, for_method, identify, identify_module, no_content, unless_refused};
+use super::asked::{Asked, gather, text_of};
 use super::auth::{self, Verdict};
 use super::connections::Connections;
 use super::problem::Problem;
 pub use super::repeat::Keys;
 use super::repeat::{self, Registered, Terms};
 use super::route::{self, Resource, Route};
-use super::runs::LAST_EVENT_ID;
-use super::sse::{self, EventsBody, Pace};
 use super::upload::Upload;
-use super::views::{self, ViewBody};
-use super::{Body, BodyError, cors};
+use super::{Body, cors, views};
 use crate::agent::{self, Deployed, Directory, Refused, Registry, Resumptions};
-use crate::config::{Config, Hook};
+use crate::config::Config;
 use crate::fault::Fault;
-use crate::format::Format;
 use crate::id::{Digest, InstanceKey, RunId};
-use crate::journal::{Journal, Located, NotResumable, Reader};
+use crate::journal::{Journal, Located, NotResumable};
 use crate::shutdown::Shutdown;
 use crate::wasm::{
-    Answer, Answered, Call, Chunks, Entry, Head, Kind, Origin, Request as AgentRequest,
-    RequestHead, Response as AgentResponse, Run, Upload as AgentUpload, check_status,
+    Answered, Call, Entry, Kind, Origin, Request as AgentRequest, RequestHead, Run,
+    Upload as AgentUpload,
 };
-
-const RUN: HeaderName = HeaderName::from_static("bureau-run");
-const MODULE: HeaderName = HeaderName::from_static("bureau-module");
-
-/// How many characters of an id are repeated to the client that sent it.
-const MAX_ECHO: usize = 128;
-
-/// Header fields that belong to a connection and not to what is sent over it (RFC 9110, 7.6.1), or that the
-/// host writes itself. An agent's are dropped.
-const NOT_THE_AGENTS: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    HeaderName::from_static("keep-alive"),
-    header::PROXY_AUTHENTICATE,
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
 
 /// Everything that answers on the public address.
 pub struct Api {
@@ -224,7 +199,7 @@ impl Api {
             // What a stream would say of itself; only a run could tell whether there would be one.
             let mut response = Response::new(Body::empty());
             views::insert_headers(accept.format(None), response.headers_mut());
-            response.headers_mut().insert(MODULE, value(deployed.module.digest()));
+            identify_module(&mut response, deployed.module.digest());
             return Ok(Begun::Answered(Box::new(response)));
         }
         if !self.journal.is_good() {
@@ -341,28 +316,17 @@ impl Api {
                 let run = reader.tail().run();
                 let format = accept.format(None);
                 let reader = if format.resumes() { reader } else { reader.from_start() };
-                let mut response = self.stream(reader, format, None);
-                if asked.method == Method::HEAD {
-                    *response.body_mut() = Body::empty();
-                }
-                (run, response)
+                (run, for_method(&asked.method, self.stream(reader, format, None)))
             }
             Located::CaughtUp(run) => (run, no_content()),
             Located::Not(why) => return Ok(Resumed::Nothing((shown(), why))),
         };
-        let Some(module) = self.module_of(run).await? else {
+        // Retention may delete a run between two reads.
+        let Some(record) = self.record(run).await? else {
             return Ok(Resumed::Nothing((shown(), NotResumable::Expired)));
         };
-        identify(&mut response, run, module);
+        identify(&mut response, run, record.module);
         Ok(Resumed::Answer(response))
-    }
-
-    /// The module that a run on record began on, or was resumed on. Retention may delete a run between two reads.
-    async fn module_of(&self, run: RunId) -> Result<Option<Digest>, Problem> {
-        let journal = self.journal.clone();
-        let record = tokio::task::spawn_blocking(move || journal.run(run)).await;
-        let record = record.map_err(|_| Fault::Internal)?.map_err(|_| Fault::JournalUnavailable)?;
-        Ok(record.map(|record| record.module))
     }
 
     /// Reads the whole body of a request, in the time that it may take.
@@ -453,77 +417,6 @@ impl Api {
             self.respond(answered.map(respond), accept, origin)
         }
     }
-
-    /// The response of what a run did.
-    fn response(
-        &self,
-        answer: Answer,
-        accept: Accept,
-        reset: Option<Reset>,
-    ) -> Result<Response<Body>, Fault> {
-        match answer {
-            Answer::Response(head, body) => respond(head, Body::full(body)),
-            Answer::Chunks(head, chunks) => respond(head, chunked(chunks)),
-            Answer::Exchange(response) => Ok(exchanged(*response)),
-            Answer::Events(reader, wish) => Ok(self.stream(reader, accept.format(wish), reset)),
-            Answer::NoContent => Ok(no_content()),
-            Answer::Failed(fault) => Err(fault),
-        }
-    }
-
-    /// A run's events in a format.
-    pub(super) fn stream(
-        &self,
-        reader: Reader,
-        format: Format,
-        reset: Option<Reset>,
-    ) -> Response<Body> {
-        let (heartbeat, drain) = (self.config.http.heartbeat, self.shutdown.drain.begun());
-        let body = match ViewBody::new(reader, format, heartbeat, drain) {
-            Ok(view) => Body::View(Box::pin(view)),
-            Err(reader) => self.events(reader, reset),
-        };
-        let mut response = Response::new(body);
-        views::insert_headers(format, response.headers_mut());
-        response
-    }
-
-    /// A run's events as a body of Server-Sent Events.
-    pub(super) fn events(&self, reader: Reader, reset: Option<Reset>) -> Body {
-        let run = reader.tail().run();
-        let reset = reset.map(|(id, why)| {
-            let shown: String = id.chars().take(MAX_ECHO).collect();
-            sse::reset(run, &shown, why)
-        });
-        let http = &self.config.http;
-        let pace = Pace { heartbeat: http.heartbeat, retry: http.retry };
-        let drain = self.shutdown.drain.begun();
-        Body::Events(Box::pin(EventsBody::new(reader, reset, pace, drain)))
-    }
-}
-
-/// Gathers a body while there is room for its bytes among those of all. One that is announced to be too large is refused before
-/// its client is asked for it.
-async fn gather(body: &mut Incoming, limit: usize, room: &Semaphore) -> Result<Bytes, Problem> {
-    let mut whole = BytesMut::new();
-    let mut taken: Option<SemaphorePermit<'_>> = None;
-    if body.size_hint().lower() > limit as u64 {
-        return Err(Problem::PayloadTooLarge { limit });
-    }
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Problem::BadBody)?.into_data() else { continue };
-        if data.len() > limit - whole.len() {
-            return Err(Problem::PayloadTooLarge { limit });
-        }
-        let more = u32::try_from(data.len()).ok().and_then(|more| room.try_acquire_many(more).ok());
-        let more = more.ok_or(Problem::BodiesBusy)?;
-        match &mut taken {
-            Some(taken) => taken.merge(more),
-            None => taken = Some(more),
-        }
-        whole.extend_from_slice(&data);
-    }
-    Ok(whole.freeze())
 }
 
 /// What became of a request.
@@ -543,164 +436,9 @@ struct BegunRun {
     refused: Option<oneshot::Receiver<Problem>>,
 }
 
-/// The first thing that a run does, once it is durable.
-pub(super) async fn first_act(
-    answered: oneshot::Receiver<Answered>,
-) -> Result<(Answer, Digest), Fault> {
-    // The sender goes without an answer only when the host is forced to end.
-    let Answered { answer, module, after } = answered.await.map_err(|_| Fault::Draining)?;
-    after.durable().await.map_err(|_| Fault::JournalUnavailable)?;
-    Ok((answer, module))
-}
-
-/// The first thing that a run does, unless the body of its request is refused before.
-async fn unless_refused(
-    refused: oneshot::Receiver<Problem>,
-    answered: oneshot::Receiver<Answered>,
-) -> Result<(Answer, Digest), Problem> {
-    let mut acted = pin!(first_act(answered));
-    tokio::select! {
-        biased;
-        Ok(problem) = refused => Err(problem),
-        acted = &mut acted => Ok(acted?),
-    }
-}
-
 /// What became of a client's `Last-Event-ID`.
 enum Resumed {
     Answer(Response<Body>),
     /// It cannot be resumed.
     Nothing(Reset),
-}
-
-/// What a request asks an instance for, without a hold on the buffer that it came in.
-pub(super) struct Asked {
-    pub(super) instance: InstanceKey,
-    pub(super) method: Method,
-    /// What follows the instance's name, with the query.
-    pub(super) path: String,
-    pub(super) head: RequestHead,
-    /// Who is to be asked first, if anyone is.
-    hook: Option<Arc<Hook>>,
-    /// Not empty. In a box, as few have one.
-    last_event_id: Option<Box<HeaderValue>>,
-    terms: Option<Box<Terms>>,
-    body: Incoming,
-}
-
-impl Asked {
-    fn of(
-        request: Request<Incoming>,
-        instance: InstanceKey,
-        path: String,
-        config: &Config,
-    ) -> Result<Self, Problem> {
-        let (Parts { method, uri, headers, .. }, body) = request.into_parts();
-        // HTTP/2 and proxies' clients send the host in the target as well; what follows it is the same for all.
-        let url = uri.path_and_query().map_or("/", |target| target.as_str());
-        // HTTP/2 has it in the target.
-        let host = uri.authority().filter(|_| !headers.contains_key(header::HOST));
-        let host = host.map(|host| (header::HOST.as_str(), host.as_str().into()));
-        let auth = config.auth(instance.agent());
-        let hook = auth::check(auth, &headers)?;
-        let passed = |(name, _): &(&HeaderName, &HeaderValue)| auth::passes(auth, name);
-        let fields = || {
-            let fields = headers.iter().filter(passed);
-            let fields = fields.map(|(name, value)| (name.as_str(), text_of(value)));
-            host.clone().into_iter().chain(fields)
-        };
-        let head = RequestHead::new(url, fields);
-        let last_event_id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()).map(copy_of);
-        let last_event_id = last_event_id.map(Box::new);
-        let terms = Terms::of(&headers)?;
-        Ok(Self { instance, method, path, head, hook, last_event_id, terms, body })
-    }
-}
-
-/// A header's value in memory of its own.
-pub(super) fn copy_of(value: &HeaderValue) -> HeaderValue {
-    HeaderValue::from_bytes(value.as_bytes()).expect("the bytes of a header's value make one")
-}
-
-/// A header's value as agents get it: one character per byte.
-pub(super) fn text_of(value: &HeaderValue) -> Cow<'_, str> {
-    match value.to_str() {
-        Ok(text) => text.into(),
-        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
-    }
-}
-
-pub(super) fn no_content() -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response
-}
-
-/// Says which run on which module answered.
-pub(super) fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
-    let headers = response.headers_mut();
-    headers.insert(RUN, value(run));
-    headers.insert(MODULE, value(module));
-}
-
-fn value(id: impl std::fmt::Display) -> HeaderValue {
-    HeaderValue::try_from(id.to_string()).expect("ids and digests are ASCII letters and digits")
-}
-
-/// The response of an agent that speaks HTTP itself, which may say how long its body is and which trailers follow.
-pub(super) fn exchanged(response: AgentResponse) -> Response<Body> {
-    let mut response = response.map(Body::Chunks);
-    for field in NOT_THE_AGENTS {
-        if field != header::CONTENT_LENGTH && field != header::TRAILER {
-            response.headers_mut().remove(field);
-        }
-    }
-    response
-}
-
-/// An agent's response, as far as HTTP can carry it.
-pub(super) fn respond(head: Head, body: Body) -> Result<Response<Body>, Fault> {
-    let bad = |why: String| Fault::BadResponse(why);
-    check_status(head.status)?;
-    let status = StatusCode::from_u16(head.status).map_err(|why| bad(why.to_string()))?;
-    let mut headers = HeaderMap::with_capacity(head.headers.len() + 2);
-    for (name, value) in head.headers {
-        let field = HeaderName::try_from(&name).map_err(|_| {
-            bad(format!(
-                "{:?} is not a header field's name",
-                name.chars().take(80).collect::<String>()
-            ))
-        })?;
-        let value = header_value(value).ok_or_else(|| {
-            bad(format!("the value of {field} has a character that no header may have"))
-        })?;
-        if !NOT_THE_AGENTS.contains(&field) {
-            headers.append(field, value);
-        }
-    }
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    Ok(response)
-}
-
-/// A header's value that an agent gave: one byte per character.
-fn header_value(text: String) -> Option<HeaderValue> {
-    if text.is_ascii() {
-        return HeaderValue::try_from(text).ok();
-    }
-    let bytes: Option<Vec<u8>> = text.chars().map(|char| u8::try_from(char).ok()).collect();
-    HeaderValue::try_from(bytes?).ok()
-}
-
-/// A body that goes out as the guest writes it.
-pub(super) fn chunked(chunks: Chunks) -> Body {
-    let stream = futures_util::stream::unfold(chunks, |mut chunks| async {
-        let sent: Result<Bytes, BodyError> = match chunks.next().await? {
-            Ok((bytes, after)) => after.durable().await.map(|()| bytes).map_err(Into::into),
-            Err(truncated) => Err(truncated.into()),
-        };
-        Some((sent.map(http_body::Frame::data), chunks))
-    });
-    Body::Chunks(StreamBody::new(stream).boxed_unsync())
 }

@@ -27,7 +27,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::timeout;
 
 use super::Body;
-use super::api::{Api, chunked, exchanged, first_act, identify, respond, text_of};
+use super::answer::{chunked, exchanged, first_act, identify, respond};
+use super::api::Api;
+use super::asked::text_of;
 use super::bearer;
 use super::problem::Problem;
 use crate::agent::Directory;

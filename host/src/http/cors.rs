@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 
 use super::Body;
-use super::api::copy_of;
+use super::asked::copy_of;
 use crate::config::Cors;
 
 /// Response headers that a page may read beyond the safe-listed ones.

@@ -16,6 +16,8 @@ mod cors;
 mod upload;
 mod bearer;
 mod auth;
+mod asked;
+mod answer;
 pub mod api;
 pub mod admin;
 pub mod connections;

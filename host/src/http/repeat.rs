@@ -21,7 +21,8 @@ use http::{Response, StatusCode};
 use tokio::sync::watch;
 
 use super::accept::Accept;
-use super::api::{Api, Reset, identify, no_content, respond};
+use super::answer::{identify, no_content, respond};
+use super::api::{Api, Reset};
 use super::problem::Problem;
 use super::runs::{read, unreadable};
 use super::{Body, documents};
@@ -187,8 +188,7 @@ impl Api {
         accept: Accept,
         reset: Option<Reset>,
     ) -> Result<Response<Body>, Problem> {
-        let journal = self.journal.clone();
-        let record = read(move || journal.run(run)).await?.ok_or(Problem::NoSuchRun)?;
+        let record = self.record(run).await?.ok_or(Problem::NoSuchRun)?;
         let start = Cursor { run, seq: Seq::ZERO }.to_string();
         let located = self.journal.locate(&record.instance, &start).await.map_err(unreadable)?;
         let mut response = match located {

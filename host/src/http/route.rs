@@ -86,8 +86,7 @@ pub struct PageQuery {
 pub struct RunsQuery {
     pub agent: Option<AgentName>,
     pub instance: Option<String>,
-    pub limit: usize,
-    pub before: Option<RunId>,
+    pub page: PageQuery,
 }
 
 /// Makes a route of what stands in the places of `{..}` and the query.
@@ -104,8 +103,7 @@ const RESOURCES: [Entry<Resource>; 6] = [
     ("GET", "/instances/{agent}/{instance}/runs", |[agent, name], query| {
         let instance = instance_key(agent, name)?;
         let [limit, before] = fields(query, ["limit", "before"])?;
-        let before = before.as_deref().map(run_id).transpose()?;
-        Ok(Resource::Runs(instance, PageQuery { limit: limit_of(limit)?, before }))
+        Ok(Resource::Runs(instance, page_query(limit, before)?))
     }),
     ("GET", "/instances/{agent}/{instance}/events", |[agent, name], _| {
         Ok(Resource::Events(instance_key(agent, name)?))
@@ -219,17 +217,18 @@ fn runs_query(query: &str) -> Result<RunsQuery, Problem> {
     Ok(RunsQuery {
         agent: agent.as_deref().map(agent_name).transpose()?,
         instance,
-        limit: limit_of(limit)?,
-        before: before.as_deref().map(run_id).transpose()?,
+        page: page_query(limit, before)?,
     })
 }
 
-fn limit_of(limit: Option<String>) -> Result<usize, Problem> {
-    let Some(limit) = limit else { return Ok(100) };
+fn page_query(limit: Option<String>, before: Option<String>) -> Result<PageQuery, Problem> {
+    let before = before.as_deref().map(run_id).transpose()?;
+    let Some(limit) = limit else { return Ok(PageQuery { limit: 100, before }) };
     let number = limit.parse().ok().filter(|limit| (1..=MAX_RUNS).contains(limit));
-    number.ok_or_else(|| {
+    let limit = number.ok_or_else(|| {
         Problem::BadRequest(format!("`limit` is a number from 1 to {MAX_RUNS}, and not {limit:?}"))
-    })
+    })?;
+    Ok(PageQuery { limit, before })
 }
 
 /// The values of these fields of a query, which has no others and none of them twice.
@@ -393,8 +392,7 @@ mod tests {
         let query = RunsQuery {
             agent: Some(agent()),
             instance: Some("a b c".into()),
-            limit: 7,
-            before: Some(run),
+            page: PageQuery { limit: 7, before: Some(run) },
         };
         assert_eq!(get(&runs), Ok(AdminRoute::Runs(query)));
     }

@@ -4,7 +4,7 @@
 //! to read in any [format](Format), and none of it is the agent's business.
 //!
 //! **Mechanism.** Everything is answered from the journal and, for runs that are in flight and not on record, from the
-//! directory. Attaching is a [`Reader`] from the start or from where the client stopped.
+//! directory. Attaching is a [`Reader`](crate::journal::Reader) from the start or from where the client stopped.
 //!
 //! **Limits.** A list looks at a bounded number of runs. **Cost.** A read of the journal.
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use http::{HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderName, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -24,7 +24,8 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::accept::Accept;
-use super::api::{Api, no_content};
+use super::answer::{for_method, no_content};
+use super::api::Api;
 use super::documents::{self, RunView};
 use super::problem::Problem;
 use super::route::{PageQuery, RunsQuery};
@@ -34,7 +35,7 @@ use crate::agent::LiveRun;
 use crate::fault::Fault;
 use crate::format::Format;
 use crate::id::{InstanceKey, RunId};
-use crate::journal::{Followed, Follower, Located, NotResumable, Reader, RunPage, StoreError};
+use crate::journal::{Followed, Follower, Located, NotResumable, RunPage, RunRecord, StoreError};
 use crate::shutdown::Begun;
 
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -42,8 +43,7 @@ pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 impl Api {
     /// The runs on record, and with the first page those that are in flight and not on record.
     pub(super) async fn runs(&self, query: RunsQuery) -> Result<Response<Body>, Problem> {
-        let RunsQuery { agent, instance, limit, before } = query;
-        let page = PageQuery { limit, before };
+        let RunsQuery { agent, instance, page } = query;
         if let (Some(agent), Some(name)) = (&agent, &instance) {
             let instance = InstanceKey::new(agent.clone(), name);
             let instance = instance.map_err(|error| Problem::BadName(error.to_string()))?;
@@ -53,7 +53,7 @@ impl Api {
             move |of: &InstanceKey| agent.as_ref().is_none_or(|agent| of.agent() == agent);
         let in_flight = self.in_flight(&matches);
         let journal = self.journal.clone();
-        let listed = read(move || journal.runs(before, limit, &matches)).await?;
+        let listed = read(move || journal.runs(page.before, page.limit, &matches)).await?;
         Ok(list(listed, in_flight, page))
     }
 
@@ -76,10 +76,15 @@ impl Api {
         in_flight.map(|live| (live.run, live)).collect()
     }
 
+    /// What the journal knows of a run.
+    pub(super) async fn record(&self, run: RunId) -> Result<Option<RunRecord>, Problem> {
+        let journal = self.journal.clone();
+        read(move || journal.run(run)).await
+    }
+
     /// The instance that a run is one of.
     pub(super) async fn instance_of(&self, run: RunId) -> Result<InstanceKey, Problem> {
-        let journal = self.journal.clone();
-        if let Some(record) = read(move || journal.run(run)).await? {
+        if let Some(record) = self.record(run).await? {
             return Ok(record.instance);
         }
         let mut in_flight = self.directory.runs().into_iter();
@@ -87,8 +92,7 @@ impl Api {
     }
 
     pub(super) async fn run(&self, run: RunId) -> Result<Response<Body>, Problem> {
-        let journal = self.journal.clone();
-        let view = match read(move || journal.run(run)).await? {
+        let view = match self.record(run).await? {
             Some(record) => RunView::from(record),
             None => {
                 let mut in_flight = self.directory.runs().into_iter();
@@ -108,8 +112,7 @@ impl Api {
         if !accept.is_satisfiable() {
             return Err(Problem::NotAcceptable);
         }
-        let journal = self.journal.clone();
-        let record = read(move || journal.run(run)).await?.ok_or(Problem::NoSuchRun)?;
+        let record = self.record(run).await?.ok_or(Problem::NoSuchRun)?;
         let format = accept.format(None);
         let sent = request.headers().get(LAST_EVENT_ID).filter(|_| format.resumes());
         let sent = sent.map(|sent| String::from_utf8_lossy(sent.as_bytes()).into_owned());
@@ -119,32 +122,14 @@ impl Api {
         if let Some(id) = sent {
             match locate(&id).await? {
                 Located::At(reader) if reader.tail().run() == run => {
-                    return Ok(self.attached(reader, format, None, request));
+                    return Ok(for_method(request.method(), self.stream(reader, format, None)));
                 }
                 Located::CaughtUp(of) if of == run => return Ok(no_content()),
                 Located::At(_) | Located::CaughtUp(_) => reset = Some((id, NotResumable::Unknown)),
                 Located::Not(why) => reset = Some((id, why)),
             }
         }
-        let mut response = self.attach(run, accept, reset).await?;
-        if request.method() == Method::HEAD {
-            *response.body_mut() = Body::empty();
-        }
-        Ok(response)
-    }
-
-    fn attached(
-        &self,
-        reader: Reader,
-        format: Format,
-        reset: Option<(String, NotResumable)>,
-        request: &Request<Incoming>,
-    ) -> Response<Body> {
-        let mut response = self.stream(reader, format, reset);
-        if request.method() == Method::HEAD {
-            *response.body_mut() = Body::empty();
-        }
-        response
+        Ok(for_method(request.method(), self.attach(run, accept, reset).await?))
     }
 
     /// The newest run of an instance that goes on, from its start: what a chat's page that was loaded again asks for.
@@ -155,7 +140,7 @@ impl Api {
     ) -> Response<Body> {
         let Some(reader) = self.journal.latest_live(instance) else { return no_content() };
         let format = Accept::of(request.headers()).format(Some(Format::UiMessages));
-        self.attached(reader, format, None, request)
+        for_method(request.method(), self.stream(reader, format, None))
     }
 
     /// Every event of every run of an instance, from now on.
@@ -189,9 +174,7 @@ impl Api {
                 "text/plain; charset=utf-8",
             ));
         }
-        let journal = self.journal.clone();
-        let record = read(move || journal.run(run)).await?;
-        Err(record.map_or(Problem::NoSuchRun, |_| Problem::RunEnded))
+        Err(self.record(run).await?.map_or(Problem::NoSuchRun, |_| Problem::RunEnded))
     }
 }
 

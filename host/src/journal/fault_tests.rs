@@ -95,14 +95,13 @@ async fn an_attempt_that_did_reach_the_disk_is_not_counted_twice() {
     let journal = open(&disk, options());
     let lane = journal.lane(instance("a"));
     let tail = journal.tail(&instance("a"), RunId::generate());
-    let turn = vec![start(&tail), event(&tail, 1, "x".repeat(100)), end(&tail)];
-    let submitted = [Submitted { lane, number: 1, turn: Turn(turn) }];
+    let batch = batch(&lane, vec![start(&tail), event(&tail, 1, "x".repeat(100)), end(&tail)]);
     let options = options();
     let (store, _) = RedbStore::open(Disk::default().backend(), &options).unwrap();
     let now = SystemTime::now();
     for second in 0..3 {
         let now = now + Duration::from_secs(second);
-        store.commit(&submitted, now).unwrap();
+        store.commit(&batch, now).unwrap();
         // Once to the same layer, and once to the next one.
         if second > 0 {
             tend(&store, now);

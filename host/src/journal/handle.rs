@@ -74,6 +74,42 @@ pub struct Unfinished {
 }
 
 impl Shared {
+    /// Opens the store, for threads that do not run yet.
+    pub(super) fn open(
+        backend: Backend,
+        options: &Options,
+        settler: mpsc::SyncSender<()>,
+    ) -> Result<(Arc<Self>, Vec<Unfinished>), StoreError> {
+        let limits =
+            Limits { window: options.limits.tail_bytes, backlog: options.limits.backlog_bytes };
+        let (store, interrupted) = RedbStore::open(backend, options)?;
+        let gauge = Arc::new(Gauge::default());
+        let unfinished: Vec<Unfinished> = interrupted
+            .into_iter()
+            .map(|(record, request)| {
+                let instance = record.instance.clone();
+                let tail = Tail::new(instance, record.run, record.last, limits, &gauge);
+                Unfinished { record, request, tail: Arc::new(tail) }
+            })
+            .collect();
+        let live = unfinished.iter().map(|run| Arc::clone(&run.tail));
+        let shared = Arc::new(Self {
+            store: Box::new(store),
+            queue: Queue::default(),
+            live: Live::of(live),
+            health: watch::Sender::new(Health::Good),
+            counts: Counts::default(),
+            gauge,
+            sending: Arc::default(),
+            limits,
+            page_bytes: options.limits.page_bytes,
+            patience: options.limits.patience,
+            settler,
+            panicked: OnceLock::new(),
+        });
+        Ok((shared, unfinished))
+    }
+
     /// Tells those who watch, if this is news.
     pub(super) fn set_health(&self, health: Health) {
         self.health.send_if_modified(|current| {
@@ -97,35 +133,9 @@ impl Journal {
         backend: Backend,
         options: Options,
     ) -> Result<(Self, Vec<Unfinished>), StoreError> {
-        let limits =
-            Limits { window: options.limits.tail_bytes, backlog: options.limits.backlog_bytes };
-        let (store, interrupted) = RedbStore::open(backend, &options)?;
-        let gauge = Arc::new(Gauge::default());
-        let unfinished: Vec<Unfinished> = interrupted
-            .into_iter()
-            .map(|(record, request)| {
-                let instance = record.instance.clone();
-                let tail = Tail::new(instance, record.run, record.last, limits, &gauge);
-                Unfinished { record, request, tail: Arc::new(tail) }
-            })
-            .collect();
-        let live = unfinished.iter().map(|run| Arc::clone(&run.tail));
         // One word is enough for a settler that has not listened yet.
         let (settler, told) = mpsc::sync_channel(1);
-        let shared = Arc::new(Shared {
-            store: Box::new(store),
-            queue: Queue::default(),
-            live: Live::of(live),
-            health: watch::Sender::new(Health::Good),
-            counts: Counts::default(),
-            gauge,
-            sending: Arc::default(),
-            limits,
-            page_bytes: options.limits.page_bytes,
-            patience: options.limits.patience,
-            settler,
-            panicked: OnceLock::new(),
-        });
+        let (shared, unfinished) = Shared::open(backend, &options, settler)?;
         let threads = [
             spawn("journal", &shared, writer::run)?,
             spawn("settler", &shared, move |shared| writer::settle(shared, &told))?,

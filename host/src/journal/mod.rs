@@ -38,6 +38,8 @@ mod fault_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod retention_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,10 @@
 //! | `modules` | agent, instance | digest of the module that made what the instance keeps |
 //! | `storage` | agent, instance, key | value |
 //! | `deployments` | agent, generation | deployment |
+//! | `instance_runs` | agent, instance, run | |
+//! | `keys` | agent, instance, key | run, fingerprint |
+//! | `keyed` | run | key |
+//! | `replies` | run | what the run answered |
 //! | `ended` | end in ms, run | bytes |
 //! | `trimming` | run | agent, instance |
 //!

@@ -309,6 +309,11 @@ pub(super) fn deployment(generation: u64) -> DeploymentRecord {
     }
 }
 
+/// A batch of one turn, for a store without a writer.
+pub(super) fn batch(lane: &Arc<Lane>, writes: Vec<Write>) -> [Submitted; 1] {
+    [Submitted { lane: Arc::clone(lane), number: 1, turn: Turn(writes) }]
+}
+
 /// Submits a turn and waits until it is durable.
 pub(super) async fn commit(lane: &Arc<Lane>, writes: Vec<Write>) {
     lane.submit(Turn(writes)).durable().await.unwrap();
@@ -400,6 +405,14 @@ pub(super) async fn whole_run(
 pub(super) fn at(located: Located) -> Reader {
     match located {
         Located::At(reader) => reader,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Why it cannot be resumed.
+pub(super) fn not(located: Located) -> NotResumable {
+    match located {
+        Located::Not(why) => why,
         other => panic!("{other:?}"),
     }
 }

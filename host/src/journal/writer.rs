@@ -488,3 +488,6 @@ impl Drop for Departure<'_> {
         let _ = self.shared.settler.try_send(());
     }
 }
+
+#[cfg(test)]
+mod tests;

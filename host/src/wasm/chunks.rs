@@ -152,7 +152,7 @@ impl<P: Passage> StreamConsumer<Context> for Pipe<P> {
 
 impl<P: Passage> Drop for Pipe<P> {
     fn drop(&mut self) {
-        if self.session.is_polling() {
+        if self.session.clock().is_polling() {
             let end = End { complete: self.complete.clone(), _sender: self.sender.clone() };
             self.passage.ended(end);
         }

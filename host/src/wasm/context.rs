@@ -87,7 +87,7 @@ impl Context {
     pub(super) fn tick(store: StoreContextMut<'_, Self>) -> wasmtime::Result<UpdateDeadline> {
         let session = &store.data().session;
         let limit = session.limits().cpu;
-        let (computed, gives_way) = session.tick();
+        let (computed, gives_way) = session.clock().tick();
         if computed >= limit {
             let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
             return Err(LimitReached::Cpu(milliseconds).into());

@@ -3,15 +3,18 @@
 //! - `/plain` replies with a small JSON document.
 //! - `/state` writes a state of about 40 bytes, then replies in the same way.
 //! - `/visits` replies with that state, and writes nothing.
-//! - `/events?n=N&size=S&delay=MS` emits N events of S bytes, one each MS milliseconds, or as fast as they are taken if there is
-//!   no delay. Events with a delay begin with the wall clock, in nanoseconds, at the time they were emitted; they end when
+//! - `/events?n=N&size=S&delay=MS` emits N events of S bytes, one each MS milliseconds from the first on, or as fast as they are
+//!   taken if there is no delay. Events with a delay begin with the wall clock, in nanoseconds, at the time they were emitted; they end when
 //!   the run is cancelled, and with `&history=H` as many others go before them without delay.
 //! - `/hold` opens a stream and waits until it is cancelled.
 
 use std::time::SystemTime;
 
+use bureau_sdk::bindings::wasi::clocks::monotonic_clock;
 use bureau_sdk::prelude::*;
 use serde::{Deserialize, Serialize};
+
+const NANOS_PER_MILLI: u64 = 1_000_000;
 
 #[derive(Default)]
 struct Load;
@@ -68,12 +71,14 @@ async fn emit(run: &Run, Options { n, size, delay, history }: Options) -> Result
         return flood(run, n, size).await;
     }
     flood(run, history, size).await?;
+    let (delay, mut due) = (delay * NANOS_PER_MILLI, monotonic_clock::now());
     for _ in 0..n {
+        monotonic_clock::wait_until(due).await;
         if run.is_cancelled() {
             return Err(Error::Cancelled);
         }
         run.emit(format!("{:.<size$}", now())).await?;
-        sleep(Duration::from_millis(delay)).await;
+        due += delay;
     }
     Ok(Reply::events())
 }

@@ -461,21 +461,10 @@ impl Check {
 
     /// Comes to the first segment of a run.
     fn follow(&mut self, tables: &Tables, run: RunId) -> Result<Following, Error> {
-        let owner = match record(&tables.runs, run) {
-            Ok(Some(record)) => Owner::Run(record.instance),
-            Ok(None) => match tables.trimming.get(run.as_u128())? {
-                Some(of) => {
-                    let (agent, name) = of.value();
-                    instance_of(agent, name).map_or(Owner::Unknown, Owner::Trimmed)
-                }
-                None => {
-                    self.report.violation("events", run, "the run is not on record");
-                    Owner::Unknown
-                }
-            },
-            Err(Error::Corrupted(_)) => Owner::Unknown,
-            Err(error) => return Err(error),
-        };
+        let owner = owner(tables, run)?.unwrap_or_else(|| {
+            self.report.violation("events", run, "the run is not on record");
+            Owner::Unknown
+        });
         Ok(Following { run, owner, last: Seq::ZERO, bytes: 0 })
     }
 
@@ -547,16 +536,9 @@ impl Check {
                 wrong(format!("there is no event {run}-{seq} of that id"));
                 continue;
             }
-            let owner = match record(&tables.runs, run) {
-                Ok(Some(record)) => Some(record.instance),
-                Ok(None) => tables.trimming.get(run.as_u128())?.and_then(|of| {
-                    let (agent, name) = of.value();
-                    instance_of(agent, name).ok()
-                }),
-                Err(Error::Corrupted(_)) => None,
-                Err(error) => return Err(error),
-            };
-            if owner.as_ref().is_some_and(|owner| pair(owner) != (agent, name)) {
+            let owner = owner(tables, run)?;
+            let instance = owner.as_ref().and_then(Owner::instance);
+            if instance.is_some_and(|instance| pair(instance) != (agent, name)) {
                 wrong(format!("run {run} is of another instance"));
             }
         }
@@ -611,6 +593,19 @@ impl Check {
         }
         Ok(())
     }
+}
+
+/// Whose the segments of a run are, if the run is on record or was.
+fn owner(tables: &Tables, run: RunId) -> Result<Option<Owner>, Error> {
+    Ok(match record(&tables.runs, run) {
+        Ok(Some(record)) => Some(Owner::Run(record.instance)),
+        Ok(None) => tables.trimming.get(run.as_u128())?.map(|of| {
+            let (agent, name) = of.value();
+            instance_of(agent, name).map_or(Owner::Unknown, Owner::Trimmed)
+        }),
+        Err(Error::Corrupted(_)) => Some(Owner::Unknown),
+        Err(error) => return Err(error),
+    })
 }
 
 /// The events of a segment, with their ids, and its total; none if it does not decode to its last byte.

@@ -1,7 +1,9 @@
 //! What only one who knows the tables can make or see.
 
-use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+mod keys;
+mod lists;
+mod opening;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -10,7 +12,7 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::super::{Journal, JournalLimits, Lane, RunState, Tail, Turn, Write};
-use super::tables::{ENDED, FORMAT, KEYED, META_ENDED_BYTES, META_FORMAT, OLDEST_FORMAT};
+use super::tables::{ENDED, META_ENDED_BYTES, META_FORMAT};
 use super::*;
 
 pub(in super::super) fn make_foreign(file: &Path) {
@@ -48,71 +50,6 @@ pub(in super::super) fn total_ended_bytes(store: &RedbStore) -> u64 {
     read.unwrap()
 }
 
-/// Lets the tables of a new journal be written to, and then takes it all back.
-fn with_tables(body: impl FnOnce(&mut Tables<'_>)) {
-    let (store, _) = RedbStore::open(Disk::default().backend(), &options()).unwrap();
-    let written = store.with(|opened| {
-        let transaction = opened.database.begin_write()?;
-        body(&mut Tables::new(&transaction));
-        Ok(transaction.abort()?)
-    });
-    written.unwrap();
-}
-
-type Name = (String, String, String);
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn keys_are_in_the_order_of_what_they_stand_for(
-        events: BTreeSet<(u128, u64)>,
-        names: BTreeSet<Name>,
-    ) {
-        with_tables(|tables| {
-            let table = tables.events.open().unwrap();
-            // From the far end, so that the order cannot be that of coming.
-            for key in events.iter().rev() {
-                table.insert(*key, &[][..]).unwrap();
-            }
-            let sorted = table.iter().unwrap().map(|row| row.unwrap().0.value());
-            assert!(sorted.eq(events));
-            let table = tables.storage.open().unwrap();
-            for (agent, instance, key) in names.iter().rev() {
-                table.insert((&**agent, &**instance, &**key), &[][..]).unwrap();
-            }
-            let sorted = table.iter().unwrap().map(|row| {
-                let key = row.unwrap().0;
-                let (agent, instance, key) = key.value();
-                (agent.to_owned(), instance.to_owned(), key.to_owned())
-            });
-            assert!(sorted.eq(names));
-        });
-    }
-}
-
-#[test]
-fn keys_sort_as_what_they_stand_for() {
-    with_tables(|tables| {
-        let mut keys = Vec::new();
-        for run in [0, 1, 255, 256, 1 << 64, u128::MAX] {
-            for seq in [1, 2, 255, 256, 1 << 32, u64::MAX] {
-                keys.push((run, seq));
-                tables.events.open().unwrap().insert((run, seq), &[][..]).unwrap();
-                tables.ended.open().unwrap().insert((seq, run), 0).unwrap();
-            }
-        }
-        let sorted = tables.events.open().unwrap().iter().unwrap();
-        let sorted: Vec<_> = sorted.map(|row| row.unwrap().0.value()).collect();
-        assert_eq!(sorted, keys);
-        keys.sort_by_key(|(run, seq)| (*seq, *run));
-        let sorted = tables.ended.open().unwrap().iter().unwrap();
-        let sorted: Vec<_> = sorted.map(|row| row.unwrap().0.value()).collect();
-        let swapped = sorted.into_iter().map(|(seq, run)| (run, seq));
-        assert!(swapped.eq(keys));
-    });
-}
-
 /// A store, and what turns need that go to it without a writer.
 struct Bench {
     disk: Disk,
@@ -136,7 +73,7 @@ impl Bench {
     }
 
     fn batch(&self, writes: Vec<Write>) -> [Submitted; 1] {
-        [Submitted { lane: Arc::clone(&self.lane), number: 1, turn: Turn(writes) }]
+        batch(&self.lane, writes)
     }
 
     fn commit(&self, writes: Vec<Write>) {
@@ -303,61 +240,6 @@ async fn a_document_that_was_removed_is_gone_wherever_it_lay() {
 }
 
 #[tokio::test]
-async fn a_file_of_an_earlier_format_is_taken_over_with_all_it_has() {
-    (OLDEST_FORMAT..FORMAT).for_each(is_taken_over);
-}
-
-fn is_taken_over(format: u64) {
-    let mut bench = Bench::new(options());
-    let tail = bench.tail();
-    bench.commit(vec![start(&tail), event(&tail, 1, "x"), set("k", "v")]);
-    bench.tend();
-    let written = bench.store.with(|opened| {
-        let transaction = opened.database.begin_write()?;
-        if format < 4 {
-            transaction.delete_table(MODULES)?;
-            transaction.delete_table(DEPLOYMENTS)?;
-        }
-        transaction.delete_table(INSTANCE_RUNS)?;
-        transaction.delete_table(KEYS)?;
-        transaction.delete_table(KEYED)?;
-        transaction.delete_table(REPLIES)?;
-        transaction.open_table(META)?.insert(META_FORMAT, format)?;
-        Ok(transaction.commit()?)
-    });
-    written.unwrap();
-    // Only the log has these.
-    bench.commit(vec![event(&tail, 2, "x"), Write::State(Some("{}".into()))]);
-    let before = bench.disk.durable();
-
-    let check = |bench: &Bench| {
-        assert_eq!(bench.read(&tail, 0), [1, 2]);
-        assert_eq!(bench.list(None, 9, 99), "k=v ");
-        assert_eq!(bench.store.state(&instance("a")).unwrap().as_deref(), Some("{}"));
-        assert_eq!(bench.store.module(&instance("a")).unwrap(), None);
-        assert_eq!(bench.store.deployments().unwrap(), []);
-        let page = bench.store.runs_of(&instance("a"), None, 9).unwrap();
-        assert!(page.records.iter().map(|record| record.run).eq([tail.run()]));
-        let format = bench.store.read(|of| number(&of.open_table(META)?, META_FORMAT));
-        assert_eq!(format.unwrap(), FORMAT);
-    };
-    let mut open = |image: Image| {
-        bench.disk = Disk::of(image);
-        bench.disk.record();
-        (bench.store, _) = RedbStore::open(bench.disk.backend(), &bench.options).unwrap();
-        check(&bench);
-        bench.disk.log()
-    };
-    let log = open(before.clone());
-    each_crash(before, &log, |image, _| drop(open(image)));
-    bench.commit(vec![Write::Module(Digest::of(b"1"))]);
-    bench.store.deploy(&deployment(1), &[]).unwrap();
-    bench.crash();
-    assert_eq!(bench.store.module(&instance("a")).unwrap(), Some(Digest::of(b"1")));
-    assert_eq!(bench.store.deployments().unwrap(), [deployment(1)]);
-}
-
-#[tokio::test]
 async fn a_log_that_is_full_is_settled_by_who_commits_if_nobody_else_has() {
     let mut bench = Bench::new(options());
     let tail = bench.tail();
@@ -405,52 +287,6 @@ async fn a_batch_that_no_log_holds_does_not_wait_for_all_of_retention() {
     bench.commit(vec![set("k", "x".repeat(options().limits.log_bytes).leak())]);
     let left = ended_bytes(&bench.store).len();
     assert!(left > RUNS / 2 && left < RUNS, "{left}");
-}
-
-#[tokio::test]
-async fn the_log_of_a_journal_that_was_closed_is_not_looked_through() {
-    let bench = Bench::new(options());
-    let tail = bench.tail();
-    bench.commit(vec![start(&tail)]);
-    for seq in 1..=20 {
-        bench.commit(vec![event(&tail, seq, "x".repeat(3000))]);
-    }
-    let read_by_the_next = || {
-        let disk = Disk::of(bench.disk.durable());
-        let (store, _) = RedbStore::open(disk.backend(), &options()).unwrap();
-        let events = store.events(tail.run(), Seq(0), usize::MAX).unwrap();
-        assert_eq!(seqs(&events), (1..=20).collect::<Seqs>());
-        disk.read(JournalFile::Log)
-    };
-    assert!(read_by_the_next() > options().limits.log_bytes / 2);
-    bench.store.close();
-    assert_eq!(read_by_the_next(), 24, "whose log it is");
-}
-
-#[tokio::test]
-async fn no_crash_has_the_tables_walked_through() {
-    let options = within(JournalLimits { retain_bytes: 4000, ..limits() });
-    let bench = Bench::new(options);
-    let image = bench.disk.record();
-    let large = "x".repeat(bench.options.limits.log_bytes);
-    for round in 1..=4 {
-        let tail = bench.tail();
-        bench.commit(vec![start(&tail), event(&tail, 1, "x".repeat(3000)), end(&tail)]);
-        bench.tend();
-        bench.commit(vec![start(&bench.tail())]);
-        bench.commit(vec![set("k", "v"), event(&tail, 2, &*large)]);
-        bench.store.deploy(&deployment(round), &[round - 1]).unwrap();
-        bench.store.reopen().unwrap();
-    }
-    bench.store.close();
-    let log = bench.disk.log();
-    assert!(log.iter().any(|edit| edit.file == JournalFile::Tables as usize));
-    each_crash(image, &log, |image, at| {
-        let mut builder = Database::builder();
-        builder.set_repair_callback(move |_| panic!("the tables are walked through after {at}"));
-        let tables = Disk::of(image).hold(JournalFile::Tables).unwrap();
-        builder.create_with_backend(tables).unwrap();
-    });
 }
 
 #[tokio::test]
@@ -568,151 +404,8 @@ async fn a_read_beside_commits_has_all_that_was_durable_and_no_gap() {
     });
 }
 
-#[tokio::test]
-async fn a_page_of_runs_looks_at_no_more_than_its_bound() {
-    let bench = Bench::new(options());
-    let tail = |number| bench.journal.tail(&instance("a"), RunId::from_u128(number));
-    let bound = RUNS_LOOKED_AT as u128;
-    bench.commit((1..=bound + 1).map(|number| start(&tail(number))).collect());
-    for settled in [false, true] {
-        if settled {
-            bench.tend();
-        }
-        let looked_at = Cell::new(0);
-        let none = |_: &InstanceKey| {
-            looked_at.set(looked_at.get() + 1);
-            false
-        };
-        let page = |before: u128, limit| {
-            bench.store.runs(Some(RunId::from_u128(before)), limit, &none).unwrap()
-        };
-        let next = |number| RunPage { records: Vec::new(), next: number };
-        assert_eq!(page(bound + 2, 9), next(Some(RunId::from_u128(2))));
-        assert_eq!(looked_at.take(), RUNS_LOOKED_AT);
-        assert_eq!(page(2, 9), next(None));
-        assert_eq!(page(bound + 1, 9), next(None), "there is none below the last one looked at");
-        assert_eq!(page(1, 9), next(None));
-        assert_eq!(page(9, 0), next(Some(RunId::from_u128(9))));
-    }
-}
-
-/// A page of a plain list of runs, the newest first.
-fn page_of<'r>(
-    runs: impl Iterator<Item = (RunId, &'r Listed)>,
-    limit: usize,
-    of: [bool; 3],
-) -> (Vec<RunId>, Option<RunId>) {
-    let (mut page, mut last) = (Vec::new(), None);
-    for (looked_at, (run, listed)) in runs.enumerate() {
-        if page.len() == limit || looked_at == RUNS_LOOKED_AT {
-            return (page, last);
-        }
-        last = Some(run);
-        page.extend(of[listed.instance].then_some(run));
-    }
-    (page, None)
-}
-
-/// A run as the list must have it.
-struct Listed {
-    instance: usize,
-    last: u64,
-    over: bool,
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
-    #[test]
-    fn runs_are_listed_as_from_a_plain_list(
-        commits in proptest::collection::vec(
-            (proptest::collection::vec((0..60_u128, 0..3_usize, 0..4_u64), 1..12), 0..6_u8),
-            1..30,
-        ),
-        limit in 1..12_usize,
-        of in any::<[bool; 3]>(),
-        below in proptest::option::of(0..70_u128),
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let _entered = runtime.enter();
-        let mut bench = Bench::new(options());
-        let instances = ["a", "b", "c"].map(instance);
-        let mut runs: BTreeMap<RunId, Listed> = BTreeMap::new();
-        for (said, fate) in commits {
-            let mut turns = Vec::new();
-            for (run, at, events) in said {
-                let run = RunId::from_u128(run);
-                let mut writes = Vec::new();
-                let known = runs.contains_key(&run);
-                let listed = runs.entry(run).or_insert(Listed { instance: at, last: 0, over: false });
-                if listed.over {
-                    continue;
-                }
-                let tail = bench.journal.tail(&instances[listed.instance], run);
-                if !known {
-                    writes.push(start(&tail));
-                }
-                writes.extend((1..=events).map(|seq| event(&tail, listed.last + seq, "x")));
-                listed.last += events;
-                if known && events == 0 {
-                    writes.push(end(&tail));
-                    listed.over = true;
-                }
-                let lane = bench.journal.lane(instances[listed.instance].clone());
-                turns.push(Submitted { lane, number: 1, turn: Turn(writes) });
-            }
-            bench.store.commit(&turns, SystemTime::now()).unwrap();
-            match fate {
-                0 | 1 => bench.rest(),
-                2 => drop(bench.tend()),
-                3 => bench.crash(),
-                _ => {}
-            }
-            for (at, instance) in instances.iter().enumerate() {
-                let mut before = below.map(RunId::from_u128);
-                let mut listed = Vec::new();
-                loop {
-                    let page = bench.store.runs_of(instance, before, limit).unwrap();
-                    prop_assert!(page.records.len() <= limit);
-                    for record in page.records {
-                        listed.push(record.run);
-                        prop_assert_eq!(bench.store.run(record.run).unwrap(), Some(record));
-                    }
-                    before = page.next;
-                    if before.is_none() {
-                        break;
-                    }
-                }
-                let below = below.map_or(u128::MAX, |below| below);
-                let all = runs.iter().rev().filter(|(run, _)| run.as_u128() < below);
-                let of_instance = all.filter(|(_, listed)| listed.instance == at);
-                prop_assert!(of_instance.map(|(run, _)| *run).eq(listed));
-            }
-            let mut before = below.map(RunId::from_u128);
-            loop {
-                let matches = |key: &InstanceKey| {
-                    of[instances.iter().position(|instance| instance == key).unwrap()]
-                };
-                let page = bench.store.runs(before, limit, &matches).unwrap();
-                let all = runs.iter().rev().map(|(run, listed)| (*run, listed));
-                let expected = all.filter(|(run, _)| before.is_none_or(|before| *run < before));
-                let expected = page_of(expected, limit, of);
-                let ids: Vec<RunId> = page.records.iter().map(|record| record.run).collect();
-                prop_assert_eq!((ids, page.next), expected);
-                for record in page.records {
-                    let listed = &runs[&record.run];
-                    prop_assert_eq!(record.last, Seq(listed.last));
-                    prop_assert_eq!(record.state.is_final(), listed.over);
-                    prop_assert_eq!(&record.instance, &instances[listed.instance]);
-                    prop_assert_eq!(bench.store.run(record.run).unwrap(), Some(record));
-                }
-                before = page.next;
-                if before.is_none() {
-                    break;
-                }
-            }
-        }
-    }
-
     #[test]
     fn everything_is_there_whatever_fails_or_is_lost(
         commits in proptest::collection::vec(

@@ -1,0 +1,92 @@
+//! The writer's place, on a journal whose writer does not run: what it would do, and when, is the test's to say.
+
+use std::sync::mpsc;
+
+use super::super::testing::{Disk, instance, options};
+use super::*;
+
+/// A journal without threads. Also what its settler would be told.
+fn without_threads(disk: &Disk) -> (Arc<Shared>, Receiver<()>) {
+    let (settler, told) = mpsc::sync_channel(1);
+    let (shared, _) = Shared::open(disk.backend(), &options(), settler).unwrap();
+    (shared, told)
+}
+
+fn state(text: &str) -> Turn {
+    Turn(vec![Write::State(Some(text.into()))])
+}
+
+/// As a writer that waits, when all is calm.
+fn wait(queue: &Queue) {
+    lock(&queue.inner).committer = Committer::Nobody;
+    queue.calm.store(true, Ordering::Relaxed);
+}
+
+/// As a writer that was woken.
+fn write(shared: &Shared) {
+    let batch = shared.queue.take().unwrap();
+    commit(shared, &batch).unwrap();
+    publish(shared, batch);
+}
+
+#[test]
+fn nobody_takes_the_place_of_a_writer_that_has_committed_their_turns_meanwhile() {
+    let (shared, told) = without_threads(&Disk::default());
+    let lane = Lane::new(instance("a"), Arc::clone(&shared));
+    wait(&shared.queue);
+    attend::attend(&shared, || {
+        lane.submit(state("1"));
+        // Woken by others.
+        write(&shared);
+        wait(&shared.queue);
+    });
+    assert!(lane.latest().is_durable());
+    assert!(told.try_recv().is_err(), "a log that is not full has been settled");
+}
+
+#[test]
+fn nobody_takes_the_place_of_a_writer_that_is_about_to_end() {
+    let (shared, _told) = without_threads(&Disk::default());
+    let lane = Lane::new(instance("a"), Arc::clone(&shared));
+    wait(&shared.queue);
+    attend::attend(&shared, || {
+        lane.submit(state("1"));
+        shared.queue.close();
+    });
+    assert!(!lane.latest().is_durable());
+    write(&shared);
+    assert!(lane.latest().is_durable());
+    assert!(shared.queue.take().is_none());
+}
+
+#[test]
+fn a_writer_that_panics_does_not_end_before_who_has_its_place() {
+    let disk = Disk::default();
+    let (shared, _told) = without_threads(&disk);
+    let lane = Lane::new(instance("a"), Arc::clone(&shared));
+    lane.submit(state("1"));
+    wait(&shared.queue);
+    let batch = shared.queue.take_over().unwrap();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let _departure = Departure { shared: &shared, reason: None };
+            panic!("a mistake");
+        });
+        while !lock(&shared.queue.inner).closed {
+            thread::yield_now();
+        }
+        // One that does not wait is soon at its end.
+        for _ in 0..1000 {
+            thread::yield_now();
+        }
+        assert!(!writer.is_finished());
+        commit_once(&shared, &batch, SystemTime::now()).unwrap();
+        publish(&shared, batch);
+        shared.queue.give_back(Vec::new());
+        assert!(writer.join().is_err());
+    });
+    assert!(lane.latest().is_durable());
+    assert_eq!(*shared.health.borrow(), Health::Dead(PANICKED.into()));
+    let (shared, _told) = without_threads(&disk);
+    assert_eq!(shared.store.state(&instance("a")).unwrap().as_deref(), Some("1"));
+}

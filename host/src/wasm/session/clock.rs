@@ -1,0 +1,110 @@
+//! How long a guest computes without returning to the host, and when it is to give way.
+//!
+//! **Problem.** A guest that computes on and on holds a worker that others need, and may never end; a look at the time for every
+//! poll would be paid by all the others.
+//!
+//! **Mechanism.** Polls of the store and epoch ticks in guest code are noted here. Only a tick looks at the time: the first one since the guest
+//! returned to the host begins what it computes, and what it computed before it gave way counts on. It gives way from the second tick on that is met
+//! since the store last waited.
+//!
+//! **Limits.** What is computed before the first tick is not seen. **Cost.** A few unordered operations on atomics for each poll; a lock
+//! and a look at the time for each tick.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The clock of one store.
+pub(in crate::wasm) struct Clock {
+    /// Whether the store is being polled, as opposed to being dropped.
+    polling: AtomicBool,
+    /// Whether a guest gave way in the middle of its turn.
+    yielded: AtomicBool,
+    /// Whether guests have met an epoch tick since the store last waited.
+    ticked: AtomicBool,
+    /// How often guests may have returned to the host.
+    returns: AtomicU64,
+    computing: Mutex<Computing>,
+}
+
+/// How long a guest has computed without returning to the host, from the first epoch tick on that it saw.
+struct Computing {
+    /// After how many returns to the host the guest began.
+    begun: u64,
+    /// What it computed before it last gave way.
+    before: Duration,
+    since: Instant,
+}
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        Self {
+            polling: AtomicBool::new(false),
+            yielded: AtomicBool::new(false),
+            ticked: AtomicBool::new(false),
+            returns: AtomicU64::new(0),
+            computing: Mutex::new(Computing {
+                begun: 0,
+                before: Duration::ZERO,
+                since: Instant::now(),
+            }),
+        }
+    }
+
+    fn computing(&self) -> MutexGuard<'_, Computing> {
+        self.computing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an epoch tick in the middle of guest code; returns how long the guest has computed since it last
+    /// returned to the host, to a tick, without the time it gave way to others, and whether it is to give way.
+    ///
+    /// A store that waited for longer than a tick meets one as soon as it is polled: giving way there would double the
+    /// polls of all stores that do little and seldom, and set each back behind all others.
+    pub(in crate::wasm) fn tick(&self) -> (Duration, bool) {
+        let gives_way = self.ticked.swap(true, Ordering::Relaxed);
+        self.yielded.store(gives_way, Ordering::Relaxed);
+        let mut computing = self.computing();
+        let begun = self.returns.load(Ordering::Relaxed);
+        if computing.begun != begun {
+            *computing = Computing { begun, before: Duration::ZERO, since: Instant::now() };
+        }
+        (computing.before + computing.since.elapsed(), gives_way)
+    }
+
+    /// Whether the store is being polled, as opposed to being dropped.
+    pub(in crate::wasm) fn is_polling(&self) -> bool {
+        self.polling.load(Ordering::Relaxed)
+    }
+
+    /// Whether a guest gave way in the middle of its turn.
+    pub(super) fn has_yielded(&self) -> bool {
+        self.yielded.load(Ordering::Relaxed)
+    }
+
+    /// No guest is in the middle of anything: what one computes from here on is counted anew.
+    pub(super) fn returned(&self) {
+        self.returns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A poll of the store begins, perhaps in the middle of a turn.
+    pub(super) fn poll_begins(&self) {
+        self.polling.store(true, Ordering::Relaxed);
+        if self.yielded.swap(false, Ordering::Relaxed) {
+            self.computing().since = Instant::now();
+        } else {
+            self.returned();
+            self.ticked.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn poll_ends(&self) {
+        self.polling.store(false, Ordering::Relaxed);
+        if self.has_yielded() {
+            let mut computing = self.computing();
+            let computed = computing.since.elapsed();
+            computing.before += computed;
+        }
+    }
+}
