@@ -99,6 +99,23 @@ async fn a_new_instance_writes_to_few_pages() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_call_that_waits_takes_less_than_a_kilobyte_of_its_instance() {
+    const CALLS: u64 = 256;
+    let host = TestHost::serving(&["load"]).start();
+    let mut streams = Vec::new();
+    let mut before = 0;
+    for call in 0..2 * CALLS {
+        if call == CALLS {
+            before = own_memory(host.pid());
+        }
+        streams.push(host.stream("load/one/hold").await);
+    }
+    let each = (own_memory(host.pid()) - before) / CALLS;
+    assert!((256..=KIB).contains(&each), "{each} bytes");
+}
+
 /// How many bytes a process's instances do not share with their modules' images: of those mappings, and of what lies right before
 /// and after each, which is the rest of the instance's memory.
 #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! What things cost, as counted work: allocations, commits, bytes on disk. Each ceiling is what was measured when it
+//! What things cost, as counted work: allocations, memory that is held, commits, bytes on disk. Each ceiling is what was measured when it
 //! was set, so that who makes something cost more sees it here. How long things take is the benchmarks' affair.
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::{Disk, InProcess, Kind, allocations};
+use crate::support::{Disk, InProcess, Kind, allocations, held};
 
 /// A client that allocates nothing once it is connected.
 struct Client {
@@ -58,6 +58,32 @@ async fn allocations_per_reply() {
     let state = allocations_per_request(&host, "load/one/state").await;
     // With those of its commit, for which there is nobody to wait.
     assert!(state <= 43, "{state} for a reply that writes state");
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn memory_of_a_stream_on_which_nothing_happens() {
+    const STREAMS: usize = 100;
+    let host = InProcess::serving(&["load"], &Disk::default(), |_| {}).await;
+    let address = host.url.strip_prefix("http://").unwrap();
+    let request = "GET /agents/load/one/hold HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let mut streams = Vec::with_capacity(2 * STREAMS);
+    let mut before = 0;
+    for opened in 0..2 * STREAMS {
+        if opened == STREAMS {
+            before = held();
+        }
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 1 << 10];
+        let mut count = 0;
+        while !answer[..count].ends_with(b"retry: 2000\n\r\n") {
+            count += stream.read(&mut answer[count..]).await.unwrap();
+        }
+        streams.push(stream);
+    }
+    let each = (held() - before) / STREAMS as i64;
+    assert!(each <= 24_120, "{each} bytes of a stream, of which hyper's buffers are 16 KiB");
     host.stop().await;
 }
 

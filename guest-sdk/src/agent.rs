@@ -193,13 +193,15 @@ macro_rules! __export {
             use $crate::bindings::resumable::exports::bureau::agent::resumption;
 
             impl resumption::Guest for Component {
-                async fn on_resume(
+                fn on_resume(
                     run: resumption::Run,
                     request: resumption::Request,
                     last_seq: u64,
-                ) -> ::core::result::Result<resumption::Reply, resumption::AgentError> {
+                ) -> impl ::core::future::Future<
+                    Output = ::core::result::Result<resumption::Reply, resumption::AgentError>,
+                > {
                     let agent = AGENT.with(|agent| *agent);
-                    $crate::agent::on_resume(agent, run, request, last_seq).await
+                    $crate::agent::on_resume(agent, run, request, last_seq)
                 }
             }
 
@@ -256,12 +258,15 @@ macro_rules! __export {
             }
 
             impl handler::Guest for Component {
-                async fn on_request(
+                // Not an async function, which would have place for its arguments for as long as the call takes.
+                fn on_request(
                     run: handler::Run,
                     request: handler::Request,
-                ) -> ::core::result::Result<handler::Reply, handler::AgentError> {
+                ) -> impl ::core::future::Future<
+                    Output = ::core::result::Result<handler::Reply, handler::AgentError>,
+                > {
                     let agent = AGENT.with(|agent| *agent);
-                    $crate::agent::on_request(agent, run, request).await
+                    $crate::agent::on_request(agent, run, request)
                 }
             }
 

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt, join_all};
 pub use wit_bindgen::rt::*;
 
 thread_local! {
@@ -26,19 +26,19 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) {
 
 /// What the generated code knows by this name.
 pub mod async_support {
-    use super::{SPAWNED, join_all};
+    use super::{FutureExt as _, SPAWNED, join_all};
 
     pub use wit_bindgen::rt::async_support::*;
 
     /// Starts the call of an export: `call` is over when it has returned its value.
     pub fn start_task(call: impl Future<Output = ()> + 'static) -> i32 {
-        wit_bindgen::rt::async_support::start_task(async {
-            call.await;
+        // Not an async block, which would have place for the call twice, for as long as it takes.
+        wit_bindgen::rt::async_support::start_task(call.then(|()| async {
             // Made in the same poll in which the call returned, so no other call's are among them.
             if let Some(spawned) = SPAWNED.take() {
                 join_all(*spawned).await;
             }
-        })
+        }))
     }
 }
 

@@ -13,7 +13,7 @@ pub mod provider;
 mod stream;
 mod upstream;
 
-pub use self::allocations::allocations;
+pub use self::allocations::{allocations, held};
 pub use self::client::Client;
 pub use self::disk::{Change, Disk, Fault, Image, Kind};
 pub use self::follower::{Follower, ids};

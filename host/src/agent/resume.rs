@@ -24,7 +24,7 @@ use crate::agent::registry::{Deployed, Registry};
 use crate::fault::Fault;
 use crate::id::{AgentName, InstanceKey, RunId};
 use crate::journal::{Journal, Unfinished};
-use crate::wasm::{Call, Entry, Origin, Request, RequestHead, Run, epitaph};
+use crate::wasm::{Call, Entry, Origin, Request, RequestHead, Resumed, Run, epitaph};
 
 /// A run that is cut off this often without a new durable event in between is not tried again.
 const MAX_INTERRUPTIONS: u32 = 3;
@@ -140,8 +140,7 @@ impl Resumptions {
             keeps_reply: keeps_reply(&head),
             head,
             request,
-            resumed_after: Some(record.last),
-            gone: Some(held),
+            resumed: Some(Box::new(Resumed { after: record.last, gone: Some(held) })),
             ..Origin::default()
         };
         let Some(call) = call_again(Run::again(tail, origin)) else { return };
@@ -167,7 +166,7 @@ fn hopeless(unfinished: &Unfinished, deployed: &Deployed) -> Option<Fault> {
 /// The call that goes on with a run, which has the request that began it.
 pub(super) fn call_again(run: Run) -> Option<Call> {
     let (request, _) = restore(run.origin().request.as_deref()?)?;
-    let last = run.origin().resumed_after?;
+    let last = run.origin().resumed_after()?;
     Some(Call { run, request, upload: None, entry: Entry::Resume(last) })
 }
 

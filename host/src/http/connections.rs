@@ -26,14 +26,14 @@ use crate::config::HttpLimits;
 pub struct Connections {
     room: Semaphore,
     per_network: usize,
-    open: Mutex<HashMap<IpAddr, usize>>,
+    open: Mutex<HashMap<Ipv6Addr, usize>>,
     refused: AtomicU64,
 }
 
 /// The place of a connection, until it is dropped.
 pub(super) struct Place {
     of: Arc<Connections>,
-    network: IpAddr,
+    network: Ipv6Addr,
 }
 
 impl Connections {
@@ -84,7 +84,7 @@ impl Connections {
         Some(Place { of: self.clone(), network })
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    fn table(&self) -> MutexGuard<'_, HashMap<Ipv6Addr, usize>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,10 +102,10 @@ impl Drop for Place {
 }
 
 /// Whose an address is.
-fn network(address: IpAddr) -> IpAddr {
+fn network(address: IpAddr) -> Ipv6Addr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        v4 => v4,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64),
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
     }
 }
 

@@ -41,7 +41,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use self::socket::{Guarded, Opened, Version};
+use self::socket::{Guarded, Opened, Patience, Version};
 use super::accept::Accept;
 use super::connections::{Connections, Place};
 use super::problem::Problem;
@@ -143,7 +143,7 @@ struct Server {
     tls: Option<Arc<Tls>>,
     header_count: usize,
     header_timeout: Duration,
-    write_stall: Duration,
+    patience: Arc<Patience>,
     retry: Duration,
     shutdown: Shutdown,
 }
@@ -173,7 +173,8 @@ impl Server {
             .max_send_buf_size(STREAM_BUFFER)
             .keep_alive_interval(limits.heartbeat)
             .keep_alive_timeout(limits.heartbeat);
-        Self { http1, http2, tls, header_count, header_timeout, write_stall, retry, shutdown }
+        let patience = Arc::new(Patience { stall: write_stall, drain: shutdown.drain.clone() });
+        Self { http1, http2, tls, header_count, header_timeout, patience, retry, shutdown }
     }
 
     /// Waits for what a client has to say first, for as long as that may take.
@@ -193,29 +194,38 @@ impl Server {
 }
 
 /// One connection, from its first byte on, with its place among those that there may be.
-async fn connection<S, F>(server: Arc<Server>, stream: TcpStream, service: S, _place: Place)
+#[expect(clippy::manual_async_fn, reason = "an async function would keep its arguments twice")]
+fn connection<S, F>(
+    server: Arc<Server>,
+    stream: TcpStream,
+    service: S,
+    place: Place,
+) -> impl Future<Output = ()> + Send
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let server = &*server;
-    let served = match &server.tls {
-        None => {
-            let Some((stream, version)) = open(server, stream).await else { return };
-            speak(server, stream, version, service).await
+    async move {
+        // It is given back at the end.
+        let _ = &place;
+        let served = match &server.tls {
+            None => {
+                let Some((stream, version)) = open(&server, stream).await else { return };
+                speak(&server, stream, version, service).await
+            }
+            Some(tls) => {
+                // The larger of the two.
+                let served = Box::pin(async {
+                    let (stream, version) = open_tls(&server, tls, stream).await?;
+                    Some(speak(&server, stream, version, service).await)
+                });
+                let Some(served) = served.await else { return };
+                served
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "a connection broke");
         }
-        Some(tls) => {
-            // The larger of the two.
-            let served = Box::pin(async {
-                let (stream, version) = open_tls(server, tls, stream).await?;
-                Some(speak(server, stream, version, service).await)
-            });
-            let Some(served) = served.await else { return };
-            served
-        }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection broke");
     }
 }
 
@@ -223,7 +233,7 @@ where
 fn guarded(server: &Server, stream: TcpStream) -> Guarded<TcpStream> {
     // Events are small and each of them is waited for. A socket that refuses is slower, not broken.
     let _ = stream.set_nodelay(true);
-    Guarded::new(stream, server.write_stall, server.shutdown.drain.clone())
+    Guarded::new(stream, server.patience.clone())
 }
 
 /// Waits for a connection's first bytes. A future of its own, as its place is then used for what follows.

@@ -39,7 +39,9 @@ pub use self::kept::KeptReply;
 pub use self::ledger::Ledger;
 pub use self::load::Load;
 pub use self::module::{Gate, Inspection, Kind, LoadError, LoadKnownError, Module, Shape, inspect};
-pub use self::run::{Answer, Answered, Head, Origin, RequestHead, Run, check_status, epitaph};
+pub use self::run::{
+    Answer, Answered, Head, Origin, RequestHead, Resumed, Run, check_status, epitaph,
+};
 pub use self::session::{Running, Session};
 pub use self::store::{Call, Entry, LiveStore, Request, StartError};
 pub use self::watchdog::Watchdog;

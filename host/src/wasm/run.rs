@@ -19,7 +19,7 @@
 //!
 //! **Limits.** Undurable bytes per run, the size of an event, events and their bytes in all, by configuration.
 //!
-//! **Cost.** An `Arc`, a mutex that only its own store's task ever locks, the head of its request in one piece, and a tail once it
+//! **Cost.** An `Arc`, a mutex that hardly anyone but its own store's task locks, the head of its request in one piece, and a tail once it
 //! has something to write.
 
 use std::borrow::Cow;
@@ -49,10 +49,6 @@ struct Inner {
     ledger: Option<Arc<Ledger>>,
     tail: OnceLock<Arc<Tail>>,
     origin: Origin,
-    /// Since when the run is to end.
-    cancelled: OnceLock<Instant>,
-    /// The limit that it went over.
-    over: OnceLock<Limit>,
     /// Wakes who waits to be cancelled.
     cancel: Notify,
     progress: Mutex<Progress>,
@@ -71,8 +67,14 @@ pub struct Origin {
     pub request: Option<Bytes>,
     /// Whether what it answers is kept, as someone may ask for it later.
     pub keeps_reply: bool,
-    /// A resumed run's last durable event.
-    pub resumed_after: Option<Seq>,
+    /// What is gone on with, if the run was interrupted. In a box, as few were.
+    pub resumed: Option<Box<Resumed>>,
+}
+
+/// How a run goes on.
+pub struct Resumed {
+    /// Its last durable event.
+    pub after: Seq,
     /// Closed when the run is gone, for whoever bounds the number of resumptions under way.
     pub gone: Option<oneshot::Sender<()>>,
 }
@@ -123,6 +125,14 @@ struct Progress {
     submitted: Mark,
     wish: Option<Format>,
     answer: Option<oneshot::Sender<Answered>>,
+    /// What the run was asked to end for. In a box, as few are.
+    ending: Option<Box<Ending>>,
+}
+
+struct Ending {
+    since: Instant,
+    /// The limit that it went over.
+    over: Option<Limit>,
 }
 
 #[derive(Clone, Copy)]
@@ -212,15 +222,15 @@ impl Run {
         origin: Origin,
         answer: Option<oneshot::Sender<Answered>>,
     ) -> Self {
-        let seq = origin.resumed_after.unwrap_or(Seq::ZERO);
+        let seq = origin.resumed_after().unwrap_or(Seq::ZERO);
         // A resumed run is on record, and who comes back to it reads its events.
-        let resumed = origin.resumed_after.is_some();
+        let resumed = origin.resumed.is_some();
         // But for one that has emitted nothing and keeps its reply for them.
         let streaming = resumed && !(origin.keeps_reply && seq == Seq::ZERO);
         let mark = Mark { recorded: resumed, streaming, seq, bytes: 0, ended: false };
-        let progress = Mutex::new(Progress { now: mark, submitted: mark, wish: None, answer });
-        let (cancelled, over, cancel) = (OnceLock::new(), OnceLock::new(), Notify::new());
-        Self(Arc::new(Inner { id, ledger, tail, origin, cancelled, over, cancel, progress }))
+        let progress = Progress { now: mark, submitted: mark, wish: None, answer, ending: None };
+        let (cancel, progress) = (Notify::new(), Mutex::new(progress));
+        Self(Arc::new(Inner { id, ledger, tail, origin, cancel, progress }))
     }
 
     /// The run's id.
@@ -246,7 +256,7 @@ impl Run {
             head: origin.head.clone(),
             request: origin.request.clone(),
             keeps_reply: origin.keeps_reply,
-            resumed_after: Some(seq),
+            resumed: Some(Box::new(Resumed { after: seq, gone: None })),
             ..Origin::default()
         };
         let answer = progress.answer.take();
@@ -261,26 +271,37 @@ impl Run {
 
     /// Asks the run to end. Whether and how it does is the agent's to say. Whether nobody has asked before.
     pub fn cancel(&self) -> bool {
-        let first = self.0.cancelled.set(Instant::now()).is_ok();
+        let first = {
+            let mut progress = self.progress();
+            let first = progress.ending.is_none();
+            progress.ending.get_or_insert_with(Ending::now);
+            first
+        };
         self.0.cancel.notify_waiters();
         first
     }
 
     /// Notes that the run went over a limit, and asks it to end. Whether it had not before.
     pub(super) fn exceed(&self, limit: Limit) -> bool {
-        let first = self.0.over.set(limit).is_ok();
-        self.cancel();
+        let first = {
+            let mut progress = self.progress();
+            let over = &mut progress.ending.get_or_insert_with(Ending::now).over;
+            let first = over.is_none();
+            over.get_or_insert(limit);
+            first
+        };
+        self.0.cancel.notify_waiters();
         first
     }
 
     /// The limit that the run went over.
     pub(super) fn over(&self) -> Option<Limit> {
-        self.0.over.get().copied()
+        self.progress().ending.as_ref()?.over
     }
 
     /// Since when the run is asked to end, if it is.
     pub(super) fn cancelled_at(&self) -> Option<Instant> {
-        self.0.cancelled.get().copied()
+        Some(self.progress().ending.as_ref()?.since)
     }
 
     /// Whether the run was asked to end.
@@ -454,6 +475,19 @@ impl Run {
     }
 }
 
+impl Origin {
+    /// A resumed run's last durable event.
+    pub fn resumed_after(&self) -> Option<Seq> {
+        self.resumed.as_ref().map(|resumed| resumed.after)
+    }
+}
+
+impl Ending {
+    fn now() -> Box<Self> {
+        Box::new(Self { since: Instant::now(), over: None })
+    }
+}
+
 /// What an event takes of what its run may emit.
 fn data_bytes(event: &Event) -> u64 {
     (event.size() - Event::OVERHEAD) as u64
@@ -481,7 +515,8 @@ pub(super) fn outcome(failure: Option<&Fault>) -> Outcome {
 
 /// The turn that ends a run on record which nobody will go on with: its last event says why.
 pub fn epitaph(tail: &Arc<Tail>, last: Seq, fault: &Fault) -> Turn {
-    let run = Run::again(tail.clone(), Origin { resumed_after: Some(last), ..Origin::default() });
+    let resumed = Some(Box::new(Resumed { after: last, gone: None }));
+    let run = Run::again(tail.clone(), Origin { resumed, ..Origin::default() });
     let mut writes = Vec::new();
     run.end(Some(fault), &mut writes);
     Turn(writes)

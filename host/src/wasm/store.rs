@@ -369,7 +369,8 @@ fn begin<'a>(
         }
         (Guest::Http(_), Entry::Resume(_)) => refused(Fault::Interrupted),
     };
-    Ok(async move { (run, returned.await) })
+    // Not an async block, which would have place for what it waits for twice.
+    Ok(returned.map(|returned| (run, returned)))
 }
 
 /// Calls an agent.

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::shutdown::Stage;
 
 /// How long, and for how many bytes, a client that has its last answer is listened to. Twice the largest body of a request by default:
 /// most clients look for an answer only when they have sent all.
-const LINGER: (Duration, usize) = (Duration::from_secs(5), 4 << 20);
+const LINGER: (Duration, u32) = (Duration::from_secs(5), 4 << 20);
 
 /// What an HTTP/2 connection starts with.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -31,18 +32,24 @@ pub(super) enum Version {
 /// A connection with a deadline for a write that does not move, and an end that is not a reset.
 pub(super) struct Guarded<T> {
     io: T,
-    stall: Duration,
+    patience: Arc<Patience>,
     /// When the write that is stuck becomes an error, or the client is no longer listened to.
     deadline: Option<Pin<Box<Sleep>>>,
     /// How many bytes of what still comes are thrown away, once nothing more is said.
-    lingering: Option<usize>,
-    drain: Stage,
+    lingering: Option<u32>,
+}
+
+/// How long clients are waited for.
+pub(super) struct Patience {
+    /// How long a write may be stuck.
+    pub(super) stall: Duration,
+    /// Nobody is listened to any longer once the host drains.
+    pub(super) drain: Stage,
 }
 
 impl<T> Guarded<T> {
-    /// Nobody is listened to any longer once the host drains.
-    pub(super) fn new(io: T, stall: Duration, drain: Stage) -> Self {
-        Self { io, stall, deadline: None, lingering: None, drain }
+    pub(super) fn new(io: T, patience: Arc<Patience>) -> Self {
+        Self { io, patience, deadline: None, lingering: None }
     }
 
     /// Lets `written` through if it is ready or its deadline is still to come.
@@ -55,7 +62,7 @@ impl<T> Guarded<T> {
             self.deadline = None;
             return written;
         }
-        let stall = self.stall;
+        let stall = self.patience.stall;
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(stall)));
         deadline.as_mut().poll(cx).map(|()| Err(timed_out("the client does not read")))
     }
@@ -110,12 +117,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
             this.deadline = None;
         }
         let left = this.lingering.get_or_insert(bytes);
-        while *left > 0 && !this.drain.has_begun() {
+        while *left > 0 && !this.patience.drain.has_begun() {
             let mut space = [0; 4096];
             let mut buf = ReadBuf::new(&mut space);
             match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                    *left = left.saturating_sub(buf.filled().len());
+                    *left = left.saturating_sub(buf.filled().len() as u32);
                 }
                 Poll::Ready(_) => break,
                 Poll::Pending => {

@@ -177,7 +177,8 @@ async fn a_client_that_does_not_read_is_cut_and_its_body_dropped() {
 async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
     let limits = HttpLimits::default();
     let (client, mut far) = tokio::io::duplex(8);
-    let mut guarded = Guarded::new(client, limits.write_stall, Stage::default());
+    let patience = Patience { stall: limits.write_stall, drain: Stage::default() };
+    let mut guarded = Guarded::new(client, Arc::new(patience));
     let start = Instant::now();
     guarded.write_all(&[0; 8]).await.unwrap();
     // A client that reads a little now and then, just in time, is slow but not stuck.
@@ -197,9 +198,11 @@ async fn only_a_write_that_does_not_move_runs_into_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_has_its_last_answer_is_listened_to_for_a_while() {
     let shutdown = Shutdown::default();
+    let patience = Patience { stall: Duration::MAX, drain: shutdown.drain.clone() };
+    let patience = Arc::new(patience);
     let guarded = || {
         let (near, far) = tokio::io::duplex(64 << 10);
-        (Guarded::new(near, Duration::MAX, shutdown.drain.clone()), far)
+        (Guarded::new(near, patience.clone()), far)
     };
     // Until it goes, until it has said enough, and for as long as it may.
     let (mut near, mut far) = guarded();
@@ -376,7 +379,7 @@ async fn forcing_drops_what_does_not_end() {
     }
 }
 
-/// There are tens of thousands of them. hyper's part is most of it.
+/// There are tens of thousands of them. hyper's part is most of it; with tokio's, it is a kilobyte, and the next larger block is a quarter more.
 #[tokio::test]
 async fn a_connection_is_small() {
     let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -385,8 +388,10 @@ async fn a_connection_is_small() {
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let connections = Connections::new(&limits);
     let place = connections.place(connections.room().await, stream.peer_addr().unwrap().ip());
-    let service = |_| async { Response::new(Body::full("ok")) };
+    // As large as that which answers.
+    let api = Arc::new(());
+    let service = move |_| std::future::ready(Response::new(Body::full(format!("{api:?}"))));
     let connection = connection(server, stream, service, place.unwrap());
     let size = size_of_val(&connection);
-    assert!(size <= 1 << 10, "{size}");
+    assert!(size <= 912, "{size}");
 }

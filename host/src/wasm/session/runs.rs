@@ -36,7 +36,7 @@ impl Session {
         if sooner {
             self.alarm.store(true, Ordering::Release);
         }
-        if run.origin().resumed_after.is_some() {
+        if run.origin().resumed.is_some() {
             run.restart(self.module, &mut making.writes);
             making.touch(run);
             self.touched.store(true, Ordering::Relaxed);
