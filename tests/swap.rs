@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::support::{
     Connection, Disk, InProcess, Started, Stream, TestHost, another_module, data, header,
@@ -119,17 +120,24 @@ async fn many_swaps_under_load_cut_double_and_lose_nothing() {
             latest = now;
         }
     }));
+    let (seen, mut counts): (Vec<_>, Vec<_>) = runs.iter().map(|_| watch::channel(0)).unzip();
     let cancelling = async {
         tokio::join!(swapping, asking);
+        join_all(counts.iter_mut().map(async |count| {
+            let before = *count.borrow();
+            let more = count.wait_for(|count| *count > before).await;
+            assert!(more.is_ok(), "a stream had nothing after the last swap");
+        }))
+        .await;
         join_all(runs.iter().map(async |run| {
             let cancelled = host.admin(Method::POST, &format!("/v1/runs/{run}/cancel")).await;
             assert_eq!(cancelled.status(), 202, "the run is still under way");
         }))
         .await;
     };
-    let reading = join_all(streams.into_iter().zip(&runs).map(|(stream, run)| read(stream, run)));
-    let (events, ()) = tokio::join!(reading, cancelling);
-    assert!(events.iter().all(|events| *events > usize::from(SWAPS)), "they went on meanwhile");
+    let reading = streams.into_iter().zip(&runs).zip(seen);
+    let reading = join_all(reading.map(|((stream, run), seen)| read(stream, run, seen)));
+    tokio::join!(reading, cancelling);
     for run in &runs {
         let record = host.operator_sees(&format!("/v1/runs/{run}")).await;
         assert_eq!((&record["digest"], &record["state"]), (&json!(first), &json!("finished")));
@@ -137,20 +145,19 @@ async fn many_swaps_under_load_cut_double_and_lose_nothing() {
     freed(&host, &one).await;
 }
 
-/// Reads a stream to its end, which nothing cuts off, and returns how many events it had: all of them, each once, in order.
-async fn read(mut stream: Stream, run: &str) -> usize {
-    let mut seen = 0;
+/// Reads a stream to its end, which nothing cuts off, and says how many events it has had: all of them, each once, in order.
+async fn read(mut stream: Stream, run: &str, seen: watch::Sender<usize>) {
     while let Some(event) = stream.next().await {
-        seen += 1;
-        assert_eq!(event.id, format!("{run}-{seen}"));
-        if event.data != "the end" {
-            assert_eq!(event.data, seen.to_string());
-            continue;
+        let n = *seen.borrow() + 1;
+        assert_eq!(event.id, format!("{run}-{n}"));
+        if event.data == "the end" {
+            assert_eq!(stream.next().await, None);
+            return;
         }
-        assert_eq!(stream.next().await, None);
-        return seen;
+        assert_eq!(event.data, n.to_string());
+        seen.send_replace(n);
     }
-    panic!("the stream of {run} was cut after {seen} events");
+    panic!("the stream of {run} was cut after {} events", *seen.borrow());
 }
 
 /// Waits until the modules that no run needs any more have left the memory.
