@@ -170,6 +170,10 @@ impl Session {
         }
         run.end(failure, &mut Vec::new());
         self.load.ended();
+        // One that leaves between two polls has no part in what the next one computes.
+        if self.clock.is_polling() {
+            making.account.leave();
+        }
         if let Some(waker) = making.idle.take() {
             waker.wake();
         }
@@ -236,6 +240,26 @@ mod tests {
         poll(&session, 2 * MS);
         assert_eq!(three.over(), Some(Limit::RunCpu(100 * MS)));
         assert_eq!(bench.load.in_flight(), 1, "three has not returned");
+        bench.journal.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_run_that_leaves_has_its_part_of_the_poll_that_it_leaves_in() {
+        let bench = Bench::new();
+        let session = bench.session(Digest::of(b""), limits());
+        let ((one, _one), (two, _two), (three, _three)) = (bench.run(), bench.run(), bench.run());
+        for run in [&one, &two, &three] {
+            session.begin(run);
+        }
+        session.clock.poll_begins();
+        session.leave(&two, None);
+        session.clock.poll_ends();
+        poll(&session, 180 * MS);
+        session.leave(&three, None);
+        poll(&session, 39 * MS);
+        assert_eq!(one.over(), None, "60 ms, and 39 that it has alone");
+        poll(&session, MS);
+        assert_eq!(one.over(), Some(Limit::RunCpu(100 * MS)));
         bench.journal.close().await;
     }
 
