@@ -8,11 +8,12 @@ use super::super::lane::Lane;
 use super::super::testing::{Disk, instance, options};
 use super::*;
 
-/// A journal without threads. Also what its settler would be told.
-fn without_threads(disk: &Disk) -> (Arc<Shared>, Receiver<()>) {
+/// A journal without threads, and a lane of it. Also what its settler would be told.
+fn without_threads(disk: &Disk) -> (Arc<Shared>, Arc<Lane>, Receiver<()>) {
     let (settler, told) = mpsc::sync_channel(1);
     let (shared, _) = Shared::open(disk.backend(), &options(), settler).unwrap();
-    (shared, told)
+    let lane = Lane::new(instance("a"), Arc::clone(&shared));
+    (shared, lane, told)
 }
 
 fn state(text: &str) -> Turn {
@@ -28,8 +29,7 @@ fn write(shared: &Shared) {
 
 #[test]
 fn nobody_takes_the_place_of_a_writer_that_has_committed_their_turns_meanwhile() {
-    let (shared, told) = without_threads(&Disk::default());
-    let lane = Lane::new(instance("a"), Arc::clone(&shared));
+    let (shared, lane, told) = without_threads(&Disk::default());
     shared.queue.leave_to_others();
     attend::attend(&shared, || {
         lane.submit(state("1"));
@@ -43,8 +43,7 @@ fn nobody_takes_the_place_of_a_writer_that_has_committed_their_turns_meanwhile()
 
 #[test]
 fn nobody_takes_the_place_of_a_writer_that_is_about_to_end() {
-    let (shared, _told) = without_threads(&Disk::default());
-    let lane = Lane::new(instance("a"), Arc::clone(&shared));
+    let (shared, lane, _told) = without_threads(&Disk::default());
     shared.queue.leave_to_others();
     attend::attend(&shared, || {
         lane.submit(state("1"));
@@ -59,8 +58,7 @@ fn nobody_takes_the_place_of_a_writer_that_is_about_to_end() {
 #[test]
 fn a_writer_that_panics_does_not_end_before_who_has_its_place() {
     let disk = Disk::default();
-    let (shared, _told) = without_threads(&disk);
-    let lane = Lane::new(instance("a"), Arc::clone(&shared));
+    let (shared, lane, _told) = without_threads(&disk);
     lane.submit(state("1"));
     shared.queue.leave_to_others();
     let batch = shared.queue.take_over().unwrap();
@@ -84,6 +82,6 @@ fn a_writer_that_panics_does_not_end_before_who_has_its_place() {
     });
     assert!(lane.latest().is_durable());
     assert_eq!(*shared.health.borrow(), Health::Dead(PANICKED.into()));
-    let (shared, _told) = without_threads(&disk);
+    let (shared, ..) = without_threads(&disk);
     assert_eq!(shared.store.state(&instance("a")).unwrap().as_deref(), Some("1"));
 }
