@@ -7,8 +7,8 @@
 //! place for one batch: it commits and publishes what there is, so those it wakes run here too. What came meanwhile is the writer's, and so is a
 //! batch whose commit fails, with all the attempts there are. When the writer is at work nothing changes.
 //!
-//! **Limits.** The thread stands still for one sync, and for a settling where the log is full, so it is only done where the last commit was [quick](QUICK), and of [few](FEW)
-//! turns: under load the writer has batches to make. One thread at a time has the writer's place. **Cost.** A look at a thread's own variable.
+//! **Limits.** The thread stands still for one sync, and for a settling where the log is full, so it is only done where the last commits were [quick](QUICK), and of [few](FEW)
+//! turns: under load the writer has batches to make. Now and then a batch is left to the writer all the same, since a thread that commits does not see the load that waits for it. One thread at a time has the writer's place. **Cost.** A look at a thread's own variable.
 
 use std::cell::Cell;
 use std::ptr;

@@ -10,7 +10,7 @@
 //! their tickets. **Cost.** A short lock for a turn.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,13 +21,20 @@ use super::{Submitted, Turn, attend, lock};
 /// readers for their first event.
 const COMMIT_BYTES: usize = 8 << 20;
 
+/// After how many quick commits of few turns others may make them. A batch that is small by chance says little.
+const CALM: u32 = 16;
+
+/// How many batches in a row others may commit in the writer's place. The one after them is the writer's, which finds out whether more come meanwhile:
+/// who stands still for a commit does not serve those who would have been in the next, so that batches stay small if there is no other thread.
+const IN_A_ROW: u32 = 8;
+
 /// The turns that wait for the writer.
 #[derive(Default)]
 pub(super) struct Queue {
     inner: Mutex<Waiting>,
     filled: Condvar,
-    /// Whether the last commit was quick and of few turns, so that the next one is worth no wake-up.
-    pub(super) calm: AtomicBool,
+    /// How many commits in a row were quick and of few turns, up to [`CALM`]: from there on the next one is worth no wake-up.
+    calm: AtomicU32,
     /// Whether the writer is gone.
     pub(super) done: AtomicBool,
 }
@@ -36,6 +43,8 @@ pub(super) struct Queue {
 struct Waiting {
     turns: VecDeque<Submitted>,
     committer: Committer,
+    /// Batches since the writer's last one.
+    in_a_row: u32,
     closed: bool,
 }
 
@@ -91,22 +100,37 @@ impl Queue {
             return Some(Vec::new());
         }
         waiting.committer = Committer::Writer;
+        waiting.in_a_row = 0;
         if waiting.closed && waiting.turns.is_empty() {
             return None;
         }
         Some(waiting.batch())
     }
 
-    /// The writer's place and a batch, if the writer waits and all is calm.
+    /// The writer's place and a batch, if the writer waits, all is calm and it is not the writer's turn.
     pub(super) fn take_over(&self) -> Option<Vec<Submitted>> {
         let mut waiting = lock(&self.inner);
         let is_free = waiting.committer == Committer::Nobody && !waiting.closed;
         // The writer may have been here meanwhile, woken by others.
-        if !is_free || waiting.turns.is_empty() || !self.calm.load(Ordering::Relaxed) {
+        if !is_free || waiting.turns.is_empty() {
+            return None;
+        }
+        if !self.is_calm() || waiting.in_a_row == IN_A_ROW {
             return None;
         }
         waiting.committer = Committer::Attending;
+        waiting.in_a_row += 1;
         Some(waiting.batch())
+    }
+
+    /// A batch is committed, and was quick and of few turns or not. For who has the writer's place.
+    pub(super) fn committed(&self, calm: bool) {
+        let before = if calm { self.calm.load(Ordering::Relaxed) } else { 0 };
+        self.calm.store(CALM.min(before + u32::from(calm)), Ordering::Relaxed);
+    }
+
+    fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed) == CALM
     }
 
     /// Gives the writer's place back, with what it is to commit before all else.
@@ -140,11 +164,16 @@ impl Queue {
         drop(self.filled.wait_while(lock(&self.inner), attending));
     }
 
-    /// As a writer does that begins to wait, when all is calm.
+    /// As a writer does that begins to wait.
     #[cfg(test)]
     pub(super) fn leave_to_others(&self) {
         lock(&self.inner).committer = Committer::Nobody;
-        self.calm.store(true, Ordering::Relaxed);
+    }
+
+    /// As after many small commits.
+    #[cfg(test)]
+    pub(super) fn be_calm(&self) {
+        self.calm.store(CALM, Ordering::Relaxed);
     }
 
     #[cfg(test)]

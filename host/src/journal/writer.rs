@@ -140,8 +140,7 @@ pub(super) fn commit_once(
         _ => shared.store.commit(batch, now)?,
     };
     if !batch.is_empty() {
-        let calm = batch.len() <= FEW && began.elapsed() <= QUICK;
-        shared.queue.calm.store(calm, Ordering::Relaxed);
+        shared.queue.committed(batch.len() <= FEW && began.elapsed() <= QUICK);
     }
     if is_due {
         // It has been told already if there is no room for another word.

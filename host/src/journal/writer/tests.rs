@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use super::super::Turn;
 use super::super::attend;
 use super::super::lane::Lane;
+use super::super::queue::Queue;
 use super::super::testing::{Disk, instance, options};
 use super::*;
 
@@ -30,6 +31,7 @@ fn write(shared: &Shared) {
 #[test]
 fn nobody_takes_the_place_of_a_writer_that_has_committed_their_turns_meanwhile() {
     let (shared, lane, told) = without_threads(&Disk::default());
+    shared.queue.be_calm();
     shared.queue.leave_to_others();
     attend::attend(&shared, || {
         lane.submit(state("1"));
@@ -44,6 +46,7 @@ fn nobody_takes_the_place_of_a_writer_that_has_committed_their_turns_meanwhile()
 #[test]
 fn nobody_takes_the_place_of_a_writer_that_is_about_to_end() {
     let (shared, lane, _told) = without_threads(&Disk::default());
+    shared.queue.be_calm();
     shared.queue.leave_to_others();
     attend::attend(&shared, || {
         lane.submit(state("1"));
@@ -55,11 +58,46 @@ fn nobody_takes_the_place_of_a_writer_that_is_about_to_end() {
     assert!(shared.queue.take(IDLE).is_none());
 }
 
+/// How many batches in a row others commit before one is left to the writer. The queue then has that one.
+fn in_a_row(queue: &Queue, lane: &Arc<Lane>) -> usize {
+    let stood_in = (0..100).take_while(|_| {
+        lane.submit(state("1"));
+        queue.leave_to_others();
+        let batch = queue.take_over();
+        if batch.is_some() {
+            queue.committed(true);
+            queue.give_back(Vec::new());
+        }
+        batch.is_some()
+    });
+    stood_in.count()
+}
+
+#[test]
+fn the_writer_has_its_turn_and_sees_whether_more_come_meanwhile() {
+    let (shared, lane, _told) = without_threads(&Disk::default());
+    let queue = &shared.queue;
+    queue.be_calm();
+    for _ in 0..2 {
+        assert_eq!(in_a_row(queue, &lane), 8);
+        assert_eq!(queue.take(IDLE).unwrap().len(), 1);
+        queue.committed(true);
+    }
+    queue.committed(false);
+    for _ in 0..16 {
+        assert_eq!(in_a_row(queue, &lane), 0, "one small batch says little");
+        assert_eq!(queue.take(IDLE).unwrap().len(), 1);
+        queue.committed(true);
+    }
+    assert_eq!(in_a_row(queue, &lane), 8);
+}
+
 #[test]
 fn a_writer_that_panics_does_not_end_before_who_has_its_place() {
     let disk = Disk::default();
     let (shared, lane, _told) = without_threads(&disk);
     lane.submit(state("1"));
+    shared.queue.be_calm();
     shared.queue.leave_to_others();
     let batch = shared.queue.take_over().unwrap();
     thread::scope(|scope| {
