@@ -4,6 +4,8 @@
 use std::thread::available_parallelism;
 
 use futures_util::future::join_all;
+#[cfg(target_os = "linux")]
+use reqwest::Method;
 
 use crate::support::{Connection, TestHost};
 
@@ -114,6 +116,30 @@ async fn a_call_that_waits_takes_less_than_a_kilobyte_of_its_instance() {
     }
     let each = (own_memory(host.pid()) - before) / CALLS;
     assert!((256..=KIB).contains(&each), "{each} bytes");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_large_instance_that_retires_leaves_nothing() {
+    const LARGE: usize = 8 << 20;
+    // Each makes room for the next one, and all they had would wait for others.
+    let host = TestHost::serving(&["probe"])
+        .config("instances = { live = 1, request_body_bytes = '8 MiB' }")
+        .start();
+    let echo = async |instance: u32, size| {
+        let request = host.request(Method::POST, &format!("probe/{instance}/echo"));
+        let reply = request.body(vec![b'.'; size]).send().await.unwrap();
+        assert_eq!(reply.status(), 200);
+        own_memory(host.pid()) as usize
+    };
+    for instance in 0..4 {
+        let own = echo(instance, LARGE).await;
+        assert!(own >= LARGE, "{own} bytes, which are not all");
+    }
+    echo(4, 1).await;
+    host.reaches("live_instances", |instances| instances == 1).await;
+    let left = own_memory(host.pid()) as usize;
+    assert!(left < LARGE / 8, "{left} bytes");
 }
 
 /// How many bytes a process's instances do not share with their modules' images: of those mappings, and of what lies right before

@@ -54,7 +54,9 @@ impl Actor {
         let ledger = self.session.ledger().clone();
         match self.start().await {
             Ok(store) => {
-                if self.serve(store).await.is_err() {
+                let served = self.serve(store).await;
+                self.directory.engine().reclaim(&self.session);
+                if served.is_err() {
                     self.directory.forget(ledger.key(), self.generation);
                     self.pass_on_queued().await;
                 }

@@ -18,7 +18,6 @@ use wasmtime::component::{Accessor, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
-use crate::config::InstanceLimits;
 use crate::format::Format;
 use crate::journal::Pair;
 use crate::wasm::bindings::types::{
@@ -53,9 +52,7 @@ pub(super) enum LimitReached {
 
 /// What the store may be made of.
 struct Limiter {
-    limits: Arc<InstanceLimits>,
-    /// Bytes of memory.
-    used: usize,
+    session: Arc<Session>,
     /// Whether the guest asked for more of them than it may have.
     reached: bool,
 }
@@ -63,7 +60,7 @@ struct Limiter {
 impl Context {
     /// What a guest that is granted this finds. It fails when what is granted cannot be opened.
     pub(super) fn new(session: Arc<Session>, granted: Arc<Granted>) -> io::Result<Self> {
-        let limiter = Limiter { limits: session.limits().clone(), used: 0, reached: false };
+        let limiter = Limiter { session: session.clone(), reached: false };
         let wasi = granted.has_files().then(|| wasi(&session, &granted)).transpose()?;
         Ok(Self { session, granted, wasi, http: None, table: ResourceTable::new(), limiter })
     }
@@ -142,13 +139,13 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let used = self.used + desired.saturating_sub(current);
-        let limit = self.limits.memory_bytes;
+        let used = self.session.memory() + desired.saturating_sub(current);
+        let limit = self.session.limits().memory_bytes;
         self.reached |= used > limit;
         if used > limit {
             return Ok(false);
         }
-        self.used = used;
+        self.session.set_memory(used);
         Ok(true)
     }
 
@@ -163,15 +160,15 @@ impl ResourceLimiter for Limiter {
     }
 
     fn instances(&self) -> usize {
-        self.limits.core_instances
+        self.session.limits().core_instances
     }
 
     fn memories(&self) -> usize {
-        self.limits.memories
+        self.session.limits().memories
     }
 
     fn tables(&self) -> usize {
-        self.limits.tables
+        self.session.limits().tables
     }
 }
 

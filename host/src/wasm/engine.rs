@@ -27,6 +27,8 @@ use wasmtime::{Config, PoolingAllocationConfig};
 
 use crate::config::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use crate::wasm::context::{self, Context};
+use crate::wasm::reclaim::Reclaim;
+use crate::wasm::session::Session;
 
 /// How often guest code gives way, once it has computed for as long.
 const TICK: Duration = Duration::from_millis(10);
@@ -44,11 +46,11 @@ const MAX_TABLE_ELEMENTS: usize = 40_000;
 
 /// How much of a table is wiped in place for the next guest. A Rust agent's are a page each, and giving a page back to the
 /// system and taking it again costs several times as much as wiping it.
-const WIPED_TABLE: usize = 8 << 10;
+pub(super) const WIPED_TABLE: usize = 8 << 10;
 
 /// Regions that are given back to the system with one call: each call interrupts the other threads. A Rust agent has four, its
 /// tables counted, so this is some sixteen instances. Those that wait for it can be used at once when the pool has no others.
-const GIVEN_BACK: usize = 64;
+pub(super) const GIVEN_BACK: usize = 64;
 
 /// How far compiling stands back, of 19. A thread that wakes to serve takes the processor from one like this at once; when all
 /// processors are busy serving, those that compile still get a tenth, so that a swap is late but comes.
@@ -61,6 +63,7 @@ pub struct Engine {
     pub(super) linker: Linker<Context>,
     /// Threads that compile, and give way to those that serve.
     pub(super) compilers: ThreadPool,
+    reclaim: Reclaim,
     cache: PathBuf,
     modules: Arc<Modules>,
     /// Closed when the thread is gone that ticks.
@@ -94,12 +97,17 @@ impl Engine {
             let engine = wasmtime::Engine::new(&configuration(live, memory))?;
             let mut linker = Linker::new(&engine);
             context::link(&mut linker)?;
-            let ticking = tick(&engine)?;
-            wasmtime::error::Ok((engine, linker, ticking, compilers()?))
+            let (ticking, reclaim) = (tick(&engine)?, Reclaim::new(&engine)?);
+            wasmtime::error::Ok((engine, linker, ticking, compilers()?, reclaim))
         };
-        let (engine, linker, ticking, compilers) =
+        let (engine, linker, ticking, compilers, reclaim) =
             set_up().map_err(|cause| EngineError { live, memory, cause })?;
-        Ok(Self { engine, linker, compilers, cache, modules: Arc::default(), ticking })
+        Ok(Self { engine, linker, compilers, reclaim, cache, modules: Arc::default(), ticking })
+    }
+
+    /// The store of this session has been dropped, by this thread and just now.
+    pub fn reclaim(&self, session: &Session) {
+        self.reclaim.after(session.memory());
     }
 
     /// Waits for the end of the clock by which guests give way, which goes on for as long as the engine is there.
@@ -142,7 +150,7 @@ fn configuration(live: usize, memory: usize) -> Config {
         .max_core_instances_per_component(MOST_CORE_INSTANCES as u32)
         .max_memories_per_component(MOST_MEMORIES as u32)
         .max_tables_per_component(MOST_TABLES as u32)
-        .max_tables_per_module(20)
+        .max_tables_per_module(GIVEN_BACK as u32)
         .max_memories_per_module(4)
         .table_elements(MAX_TABLE_ELEMENTS)
         .table_keep_resident(WIPED_TABLE)

@@ -4,7 +4,7 @@
 //! instantiated, and `capabilities` says what it would need; `run`, `ledger` and `session` are what a call, an instance and a store have written; `context`
 //! is what a guest can call, `store` a live component instance, `account` and `watchdog` what ends its runs when they do not, `chunks` the
 //! way of a raw body, `wasi_http` what others than agents of ours import, `exchange` their requests, `log` where
-//! a guest's output goes, `kept` what of an answer is kept, and `feed` where an operator hears of what happens.
+//! a guest's output goes, `kept` what of an answer is kept, `reclaim` how memory goes back, and `feed` where an operator hears of what happens.
 
 mod account;
 mod bindings;
@@ -21,6 +21,7 @@ mod load;
 mod log;
 mod module;
 mod outbound;
+mod reclaim;
 mod run;
 mod session;
 mod store;

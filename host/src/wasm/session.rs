@@ -21,7 +21,7 @@ mod runs;
 mod turns;
 mod writes;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -55,6 +55,8 @@ pub struct Session {
     held: AtomicBool,
     /// Whether the watchdog is to look now.
     alarm: AtomicBool,
+    /// Bytes of memory that the store's guest has.
+    memory: AtomicUsize,
     /// Whether the store is gone, or about to be.
     closed: AtomicBool,
     /// Whether anyone has looked at what is being made since the last turn ended.
@@ -92,6 +94,7 @@ impl Session {
             making: Mutex::default(),
             held: AtomicBool::new(false),
             alarm: AtomicBool::new(false),
+            memory: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             submitted: Notify::new(),
@@ -112,6 +115,15 @@ impl Session {
     /// The module that the store runs.
     pub fn module(&self) -> Digest {
         self.module
+    }
+
+    /// Bytes of memory that the store's guest has, or had.
+    pub(super) fn memory(&self) -> usize {
+        self.memory.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_memory(&self, bytes: usize) {
+        self.memory.store(bytes, Ordering::Relaxed);
     }
 
     /// Which version of the agent the store runs.
