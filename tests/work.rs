@@ -83,7 +83,8 @@ async fn memory_of_a_stream_on_which_nothing_happens() {
         streams.push(stream);
     }
     let each = (held() - before) / STREAMS as i64;
-    assert!(each <= 24_120, "{each} bytes of a stream, of which hyper's buffers are 16 KiB");
+    // With some 25 that the journal's writer frees, whose turn each ninth commit is.
+    assert!(each <= 24_155, "{each} bytes of a stream, of which hyper's buffers are 16 KiB");
     host.stop().await;
 }
 
