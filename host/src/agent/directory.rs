@@ -246,7 +246,7 @@ impl Directory {
         // Counted before the actor can end it, and under the lock that retiring takes, so that a store with
         // a call on its way is never idle.
         current.load.sent();
-        let hold = hold.or_else(|| current.drive.hold());
+        let hold = hold.or_else(|| current.drive.hold_for_call());
         match current.mailbox.try_send(call) {
             Ok(()) => Ok(Sent { retired, hold }),
             Err(refused) => {
@@ -322,7 +322,8 @@ impl Directory {
             let (instance, module) = (key.clone(), running.module);
             self.0.feed.tell(None, Happening::InstanceStarted { instance, module });
         }
-        self.0.shutdown.tasks.spawn(Driven(drive.clone()));
+        let computing = self.engine().computing().clone();
+        self.0.shutdown.tasks.spawn(Driven { drive: drive.clone(), computing });
         slot.current =
             Some(Current { generation, deployed: deployed.clone(), load, mailbox, drive });
         Some(hold)

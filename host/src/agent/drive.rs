@@ -1,7 +1,9 @@
-//! Who polls an instance: its own task, or a caller that has just sent it a call.
+//! Who polls an instance: a caller that has just sent it a call, its own task, or a thread for those that compute.
 //!
 //! **Problem.** A call into a live instance takes some two microseconds. Handing it to another task and its
-//! answer back takes longer than that, and much longer where a sleeping thread has to be woken.
+//! answer back takes longer than that, and much longer where a sleeping thread has to be woken. And there are guests that compute: each
+//! gives way after ten milliseconds, but a worker that goes from one of them to the next sees to its sockets only each sixtieth time, so that as many of them
+//! as there are workers made all others wait for a quarter of a second.
 //!
 //! **Mechanism.** The instance's actor is a future that anyone may poll, one at a time. A caller takes hold of it
 //! before it sends the call, so that the call wakes nobody, and polls it in its own task: most calls are
@@ -15,20 +17,33 @@
 //!     +---------- taken hold of ------> held <---+   a wake while held: woken when let go
 //! ```
 //!
+//! An actor whose guest gave way in its last poll computes, until a poll comes in which none does: no caller takes hold of it, and its task has it polled by a
+//! thread that [stands back](crate::wasm::Engine::computing) for those that serve.
+//!
 //! **Limits.** An actor must not be polled by another actor: wasmtime does not let one store's event loop run
-//! inside another's. **Cost.** Two atomic operations and an uncontended lock per poll.
+//! inside another's. A guest's first computing is a worker's, and so is all that is over before it gives way. **Cost.** Two atomic operations and an
+//! uncontended lock per poll. For an actor that computes, two hand-overs as well.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
+use rayon::ThreadPool;
+use tokio::runtime::Handle;
+
+use crate::wasm::take_gave_way;
 
 /// Someone polls the actor, or is about to.
 const HELD: u8 = 1;
 /// The actor has something to do that no poll has seen.
 const WOKEN: u8 = 2;
+/// A guest gave way in the last poll.
+const COMPUTES: u8 = 4;
+/// A thread for those that compute is about to take hold of it.
+const QUEUED: u8 = 8;
 
 type Future = Pin<Box<dyn std::future::Future<Output = ()> + Send>>;
 
@@ -64,6 +79,15 @@ impl Drive {
         (before & HELD == 0).then(|| Hold { drive: self.clone(), over: false })
     }
 
+    /// Takes hold of the actor for a call that it is about to get, unless someone has or it computes.
+    pub(super) fn hold_for_call(self: &Arc<Self>) -> Option<Hold> {
+        if self.computes() { None } else { self.hold() }
+    }
+
+    fn computes(&self) -> bool {
+        self.state.load(Ordering::Acquire) & COMPUTES != 0
+    }
+
     /// Has the actor polled by its task, or once more by who holds it.
     pub(super) fn wake(drive: &Arc<Self>) {
         Self::wake_by_ref(drive);
@@ -93,13 +117,18 @@ impl Hold {
 
     /// Polls the actor once.
     pub(super) fn poll(&mut self) -> Poll<()> {
-        self.drive.state.fetch_and(!WOKEN, Ordering::AcqRel);
+        self.drive.state.fetch_and(!(WOKEN | COMPUTES), Ordering::AcqRel);
         let actor = self.drive.swap(None);
         // Until the actor is back, so that one that panics is over.
         self.over = true;
         let Some(mut actor) = actor else { return Poll::Ready(()) };
+        // By one that was polled without us.
+        take_gave_way();
         let polled = actor.as_mut().poll(&mut Context::from_waker(&waker_ref(&self.drive)));
         if polled.is_pending() {
+            if take_gave_way() {
+                self.drive.state.fetch_or(COMPUTES, Ordering::AcqRel);
+            }
             self.drive.swap(Some(actor));
             self.over = false;
         }
@@ -116,16 +145,42 @@ impl Drop for Hold {
     }
 }
 
-/// The actor's own task: polls it whenever it is woken and nobody holds it.
-pub(super) struct Driven(pub(super) Arc<Drive>);
+/// The actor's own task: sees to it that it is polled whenever it is woken and nobody holds it.
+pub(super) struct Driven {
+    pub(super) drive: Arc<Drive>,
+    /// Who polls it while it computes.
+    pub(super) computing: Arc<ThreadPool>,
+}
+
+impl Driven {
+    /// Has the actor polled by a thread for those that compute.
+    fn queue(&self) {
+        if self.drive.state.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED != 0 {
+            return;
+        }
+        let (drive, runtime) = (self.drive.clone(), Handle::current());
+        self.computing.spawn(move || {
+            let _entered = runtime.enter();
+            drive.state.fetch_and(!QUEUED, Ordering::AcqRel);
+            if let Some(mut hold) = drive.hold() {
+                // One that panics is over, and its task is told.
+                let _ = catch_unwind(AssertUnwindSafe(|| hold.poll()));
+            }
+        });
+    }
+}
 
 impl std::future::Future for Driven {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         // Before looking whether someone holds the actor, who otherwise would let go of it unseen.
-        self.0.task.register(cx.waker());
-        let Some(mut hold) = self.0.hold() else { return Poll::Pending };
+        self.drive.task.register(cx.waker());
+        if self.drive.computes() {
+            self.queue();
+            return Poll::Pending;
+        }
+        let Some(mut hold) = self.drive.hold() else { return Poll::Pending };
         hold.poll()
     }
 }
@@ -133,7 +188,7 @@ impl std::future::Future for Driven {
 impl Drop for Driven {
     fn drop(&mut self) {
         // The wakers that an actor has left behind keep its place; they must not keep the actor too.
-        drop(self.0.swap(None));
+        drop(self.drive.swap(None));
     }
 }
 
@@ -144,6 +199,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
+    use crate::wasm::give_way;
 
     /// Counts how often it is woken.
     #[derive(Default)]
@@ -185,7 +241,9 @@ mod tests {
 
     /// The actor's task, with how often it was woken.
     fn task(hold: &Hold) -> (Driven, Arc<Count>) {
-        let (mut task, count) = (Driven(hold.drive().clone()), Arc::new(Count::default()));
+        let computing = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let task = Driven { drive: hold.drive().clone(), computing: Arc::new(computing) };
+        let (mut task, count) = (task, Arc::new(Count::default()));
         assert!(poll(&mut task, &count).is_pending(), "someone holds the actor");
         (task, count)
     }
@@ -218,8 +276,8 @@ mod tests {
         assert!(poll(&mut task, &count).is_pending());
         assert_eq!((actor.polls(), woken(&count)), (1, 1));
 
-        let mut hold = task.0.hold().expect("nobody holds it");
-        assert!(task.0.hold().is_none());
+        let mut hold = task.drive.hold().expect("nobody holds it");
+        assert!(task.drive.hold().is_none());
         actor.wake();
         assert_eq!(woken(&count), 1, "the holder will look");
         assert!(hold.poll().is_pending());
@@ -283,5 +341,48 @@ mod tests {
         drop(hold);
         drop(task);
         assert_eq!(Arc::strong_count(&kept), 1);
+    }
+
+    /// An actor whose guest gives way in its first poll, and its task once it was polled.
+    fn computing(mut next: impl FnMut() -> Poll<()> + Send + 'static) -> (Driven, Arc<Count>) {
+        let mut polls = 0;
+        let mut hold = Drive::start(std::future::poll_fn(move |cx| {
+            polls += 1;
+            if polls > 1 {
+                return next();
+            }
+            give_way();
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }));
+        let task = task(&hold);
+        assert!(hold.poll().is_pending());
+        task
+    }
+
+    #[tokio::test]
+    async fn an_actor_that_computes_is_polled_by_a_thread_for_that_until_it_does_not() {
+        let (polled, by) = std::sync::mpsc::channel();
+        let (mut task, count) = computing(move || {
+            polled.send(std::thread::current().id()).unwrap();
+            Poll::Pending
+        });
+        assert_eq!(woken(&count), 1, "it goes on");
+        assert!(task.drive.hold_for_call().is_none());
+        assert!(poll(&mut task, &count).is_pending());
+        let thread = task.computing.install(|| std::thread::current().id());
+        assert_eq!(by.try_recv(), Ok(thread));
+        assert!(task.drive.hold_for_call().is_some());
+        assert!(poll(&mut task, &count).is_pending());
+        assert_eq!(by.try_recv(), Ok(std::thread::current().id()));
+    }
+
+    #[tokio::test]
+    async fn a_task_ends_with_an_actor_that_panicked_while_it_computed() {
+        let (mut task, count) = computing(|| panic!("on purpose"));
+        assert!(poll(&mut task, &count).is_pending());
+        task.computing.install(|| ());
+        assert_eq!(woken(&count), 2);
+        assert!(poll(&mut task, &count).is_ready());
     }
 }

@@ -118,7 +118,7 @@ limits! {
         /// unless it is set.
         run_time: Option<Duration>, Span = None;
         /// What an instance may compute for a run: what it computes while the run goes on, in equal parts for all that do. None
-        /// unless it is set; it costs each step of an instance two looks at the clock.
+        /// unless it is set; it costs each step of an instance two looks at the time of its thread.
         run_cpu: Option<Duration>, Span = None;
         /// Events of a run: one that emits for ever fills the disk.
         run_events: u64, Count = 10_000_000;

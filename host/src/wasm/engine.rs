@@ -63,6 +63,7 @@ pub struct Engine {
     pub(super) linker: Linker<Context>,
     /// Threads that compile, and give way to those that serve.
     pub(super) compilers: ThreadPool,
+    computing: Arc<ThreadPool>,
     reclaim: Reclaim,
     cache: PathBuf,
     modules: Arc<Modules>,
@@ -93,16 +94,27 @@ pub struct EngineError {
 impl Engine {
     /// An engine for so many live instances, of at most so many bytes of memory each, that keeps compiled code under `cache`.
     pub fn new(live: usize, memory: usize, cache: PathBuf) -> Result<Self, EngineError> {
-        let set_up = || {
+        let set_up = move || {
             let engine = wasmtime::Engine::new(&configuration(live, memory))?;
             let mut linker = Linker::new(&engine);
             context::link(&mut linker)?;
-            let (ticking, reclaim) = (tick(&engine)?, Reclaim::new(&engine)?);
-            wasmtime::error::Ok((engine, linker, ticking, compilers()?, reclaim))
+            wasmtime::error::Ok(Self {
+                ticking: tick(&engine)?,
+                reclaim: Reclaim::new(&engine)?,
+                compilers: standing_back("compiler")?,
+                computing: Arc::new(standing_back("computing")?),
+                modules: Arc::default(),
+                cache,
+                engine,
+                linker,
+            })
         };
-        let (engine, linker, ticking, compilers, reclaim) =
-            set_up().map_err(|cause| EngineError { live, memory, cause })?;
-        Ok(Self { engine, linker, compilers, reclaim, cache, modules: Arc::default(), ticking })
+        set_up().map_err(|cause| EngineError { live, memory, cause })
+    }
+
+    /// Threads for guests that compute, which give way to those that serve.
+    pub fn computing(&self) -> &Arc<ThreadPool> {
+        &self.computing
     }
 
     /// The store of this session has been dropped, by this thread and just now.
@@ -162,9 +174,9 @@ fn configuration(live: usize, memory: usize) -> Config {
     config
 }
 
-/// As many threads as there are processors, as wasmtime would have them, but for the priority.
-fn compilers() -> wasmtime::Result<ThreadPool> {
-    let threads = ThreadPoolBuilder::new().thread_name(|n| format!("compiler-{n}"));
+/// As many threads as there are processors, which let others go before them.
+fn standing_back(name: &'static str) -> wasmtime::Result<ThreadPool> {
+    let threads = ThreadPoolBuilder::new().thread_name(move |n| format!("{name}-{n}"));
     Ok(threads.start_handler(|_| give_way()).build()?)
 }
 

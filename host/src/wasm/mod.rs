@@ -43,6 +43,8 @@ pub use self::module::{Gate, Inspection, Kind, LoadError, LoadKnownError, Module
 pub use self::run::{
     Answer, Answered, Head, Origin, RequestHead, Resumed, Run, check_status, epitaph,
 };
-pub use self::session::{Running, Session};
+#[cfg(test)]
+pub(crate) use self::session::give_way;
+pub use self::session::{Running, Session, take_gave_way};
 pub use self::store::{Call, Entry, LiveStore, Request, StartError};
 pub use self::watchdog::Watchdog;

@@ -27,6 +27,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use self::clock::Clock;
+#[cfg(test)]
+pub(crate) use self::clock::give_way;
+pub use self::clock::take_gave_way;
 use self::making::Making;
 pub(super) use self::turns::Turns;
 pub(super) use self::writes::{EmitRefused, TurnTooLarge, WriteRefused};

@@ -7,14 +7,29 @@
 //! returned to the host begins what it computes, and what it computed before it gave way counts on. It gives way from the second tick on that is met
 //! since the store last waited.
 //!
-//! **Limits.** What is computed before the first tick is not seen. **Cost.** A few unordered operations on atomics for each poll; a lock
-//! and a look at the time for each tick.
+//! What counts is the time of the thread, since one that [stands back](crate::wasm::Engine::computing) may wait long for a processor.
+//!
+//! **Limits.** What is computed before the first tick is not seen. Where threads have no time of their own, all of it counts. **Cost.** A few unordered operations
+//! on atomics for each poll; a lock and a look at the time for each tick.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+thread_local! {
+    static GAVE_WAY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a guest has given way on this thread since this was last asked.
+pub fn take_gave_way() -> bool {
+    GAVE_WAY.take()
+}
+
+/// A guest gives way on this thread.
+pub(crate) fn give_way() {
+    GAVE_WAY.set(true);
+}
 
 /// The clock of one store.
 pub(in crate::wasm) struct Clock {
@@ -35,7 +50,32 @@ struct Computing {
     begun: u64,
     /// What it computed before it last gave way.
     before: Duration,
-    since: Instant,
+    /// The time of the thread that polls the store when it began, or went on.
+    since: Duration,
+}
+
+impl Computing {
+    /// Until now, in a poll in which it computes.
+    fn total(&self) -> Duration {
+        self.before + thread_time().saturating_sub(self.since)
+    }
+}
+
+/// What this thread has computed so far.
+#[cfg(target_os = "linux")]
+pub(super) fn thread_time() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    // It is positive.
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// Time, as if this thread had always computed.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn thread_time() -> Duration {
+    use std::sync::LazyLock;
+    use std::time::Instant;
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    BEGAN.elapsed()
 }
 
 impl Clock {
@@ -48,7 +88,7 @@ impl Clock {
             computing: Mutex::new(Computing {
                 begun: 0,
                 before: Duration::ZERO,
-                since: Instant::now(),
+                since: Duration::ZERO,
             }),
         }
     }
@@ -65,12 +105,15 @@ impl Clock {
     pub(in crate::wasm) fn tick(&self) -> (Duration, bool) {
         let gives_way = self.ticked.swap(true, Ordering::Relaxed);
         self.yielded.store(gives_way, Ordering::Relaxed);
+        if gives_way {
+            give_way();
+        }
         let mut computing = self.computing();
         let begun = self.returns.load(Ordering::Relaxed);
         if computing.begun != begun {
-            *computing = Computing { begun, before: Duration::ZERO, since: Instant::now() };
+            *computing = Computing { begun, before: Duration::ZERO, since: thread_time() };
         }
-        (computing.before + computing.since.elapsed(), gives_way)
+        (computing.total(), gives_way)
     }
 
     /// Whether the store is being polled, as opposed to being dropped.
@@ -92,7 +135,7 @@ impl Clock {
     pub(super) fn poll_begins(&self) {
         self.polling.store(true, Ordering::Relaxed);
         if self.yielded.swap(false, Ordering::Relaxed) {
-            self.computing().since = Instant::now();
+            self.computing().since = thread_time();
         } else {
             self.returned();
             self.ticked.store(false, Ordering::Relaxed);
@@ -103,8 +146,7 @@ impl Clock {
         self.polling.store(false, Ordering::Relaxed);
         if self.has_yielded() {
             let mut computing = self.computing();
-            let computed = computing.since.elapsed();
-            computing.before += computed;
+            computing.before = computing.total();
         }
     }
 }

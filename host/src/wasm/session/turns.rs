@@ -15,10 +15,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
 
 use super::Session;
-use super::clock::Clock;
+use super::clock::{Clock, thread_time};
 
 pin_project! {
     /// Drives a store's future and ends its turns.
@@ -54,13 +53,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let session = &**this.session;
-        let computing = session.limits.run_cpu.map(|limit| (limit, Instant::now()));
+        let computing = session.limits.run_cpu.map(|limit| (limit, thread_time()));
         session.clock.poll_begins();
         let polling = Polling(&session.clock);
         let polled = this.driver.poll(cx);
         drop(polling);
         let Poll::Ready(done) = polled else {
-            let computed = computing.map(|(limit, began)| (limit, began.elapsed()));
+            let computed =
+                computing.map(|(limit, began)| (limit, thread_time().saturating_sub(began)));
             session.submit_unless_yielded();
             if let Some((limit, computed)) = computed {
                 session.charge(computed, limit);
