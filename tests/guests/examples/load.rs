@@ -6,8 +6,10 @@
 //! - `/events?n=N&size=S&delay=MS` emits N events of S bytes, one each MS milliseconds from the first on, or as fast as they are
 //!   taken if there is no delay. Events with a delay begin with the wall clock, in nanoseconds, at the time they were emitted; they end when
 //!   the run is cancelled, and with `&history=H` as many others go before them without delay.
+//! - `/compute?for=MS` opens a stream and computes for as long.
 //! - `/hold` opens a stream and waits until it is cancelled.
 
+use std::hint::black_box;
 use std::time::SystemTime;
 
 use bureau_sdk::bindings::wasi::clocks::monotonic_clock;
@@ -27,6 +29,11 @@ struct Options {
     delay: u64,
     #[serde(default)]
     history: u64,
+}
+
+#[derive(Deserialize)]
+struct Computing {
+    r#for: u64,
 }
 
 #[derive(Serialize)]
@@ -52,6 +59,7 @@ impl Agent for Load {
             }
             "/visits" => Reply::json(&run.state::<Visits>()?),
             "/events" => emit(run, request.query()?).await,
+            "/compute" => compute(run, request.query()?).await,
             "/hold" => {
                 run.open();
                 run.cancelled().await;
@@ -79,6 +87,18 @@ async fn emit(run: &Run, Options { n, size, delay, history }: Options) -> Result
         }
         run.emit(format!("{:.<size$}", now())).await?;
         due += delay;
+    }
+    Ok(Reply::events())
+}
+
+async fn compute(run: &Run, Computing { r#for: millis }: Computing) -> Result<Reply> {
+    run.open();
+    run.flush().await?;
+    let end = monotonic_clock::now() + millis * NANOS_PER_MILLI;
+    while monotonic_clock::now() < end {
+        for n in 0..100_000 {
+            black_box(n);
+        }
     }
     Ok(Reply::events())
 }

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
-use crate::client::{Connection, requests};
+use crate::client::{Connection, all, get, requests};
 use crate::host::{Pair, Programs, Server};
-use crate::measure::{Measured, Process, Round};
+use crate::measure::{Latencies, Measured, Process, Round};
 use crate::report::Line;
 
 mod live;
@@ -26,6 +26,7 @@ mod known;
 mod journal;
 mod bytes_written;
 mod swap;
+mod computing;
 
 /// All scenarios.
 pub const ALL: &[Scenario] = &[
@@ -43,6 +44,7 @@ pub const ALL: &[Scenario] = &[
     journal::SCENARIO,
     bytes_written::SCENARIO,
     swap::SCENARIO,
+    computing::SCENARIO,
 ];
 
 /// A kind of load, and what the host must reach under it.
@@ -129,6 +131,39 @@ impl Bench<'_> {
             }
         }
         Ok(measured)
+    }
+}
+
+/// Time between two paced requests to an instance.
+const DELAY: Duration = Duration::from_millis(20);
+
+/// Instances that get paced requests.
+const ASKED: usize = 64;
+
+impl Bench<'_> {
+    /// Sends each of many instances, whose names begin so, a request each 20 ms, and returns how long each answer took.
+    async fn paced(&self, host: &Server, names: &str) -> anyhow::Result<Latencies> {
+        let mut connections = Connection::open_all(host.address, ASKED).await?;
+        let start = Instant::now();
+        let end = start + self.duration;
+        let each = all((0..).zip(&mut connections).map(async |(instance, connection)| {
+            let request = get(format_args!("/agents/load/{names}-{instance}/plain"));
+            let mut latencies = Latencies::default();
+            let mut next = start + DELAY * instance / ASKED as u32;
+            while next < end {
+                tokio::time::sleep_until(next.into()).await;
+                let sent = Instant::now();
+                connection.send(&request).await?;
+                connection.reply().await?;
+                latencies.add(sent.elapsed());
+                next = (next + DELAY).max(Instant::now());
+            }
+            Ok(latencies)
+        }))
+        .await?;
+        let mut latencies = Latencies::default();
+        each.into_iter().for_each(|mut one| latencies.append(&mut one));
+        Ok(latencies)
     }
 }
 

@@ -9,13 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::{Bench, Scenario};
 use crate::bare;
-use crate::client::{Connection, all, get};
 use crate::host::{Pair, Server};
 use crate::measure::{Latencies, Measured, Side};
 use crate::report::{Line, SYNC, Target, Unit};
-
-/// Time between two requests to an instance.
-const DELAY: Duration = Duration::from_millis(20);
 
 pub const SCENARIO: Scenario = Scenario {
     name: "swap",
@@ -84,23 +80,8 @@ async fn pass(
     host: &Server,
     module: Option<&[u8]>,
 ) -> anyhow::Result<(Duration, Latencies)> {
-    let mut connections = Connection::open_all(host.address, bench.n).await?;
-    let (start, count) = (Instant::now(), bench.n as u32);
-    let end = start + bench.duration;
-    let asking = all((0..).zip(&mut connections).map(async |(instance, connection)| {
-        let request = get(format_args!("/agents/load/swapped-{instance}/plain"));
-        let mut latencies = Latencies::default();
-        let mut next = start + DELAY * instance / count;
-        while next < end {
-            tokio::time::sleep_until(next.into()).await;
-            let sent = Instant::now();
-            connection.send(&request).await?;
-            connection.reply().await?;
-            latencies.add(sent.elapsed());
-            next = (next + DELAY).max(Instant::now());
-        }
-        Ok(latencies)
-    }));
+    let start = Instant::now();
+    let asking = bench.paced(host, "swapped");
     let swapping = async {
         if let Some(module) = module {
             // In the middle, so that there is time before and after.
@@ -109,8 +90,6 @@ async fn pass(
         }
         Ok(start.elapsed().saturating_sub(bench.duration / 4))
     };
-    let (each, took) = futures_util::try_join!(asking, swapping)?;
-    let mut latencies = Latencies::default();
-    each.into_iter().for_each(|mut one| latencies.append(&mut one));
+    let (latencies, took) = futures_util::try_join!(asking, swapping)?;
     Ok((took, latencies))
 }
