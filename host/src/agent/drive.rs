@@ -1,9 +1,9 @@
 //! Who polls an instance: a caller that has just sent it a call, its own task, or a thread for those that compute.
 //!
 //! **Problem.** A call into a live instance takes some two microseconds. Handing it to another task and its
-//! answer back takes longer than that, and much longer where a sleeping thread has to be woken. And there are guests that compute: each
-//! gives way after ten milliseconds, but a worker that goes from one of them to the next sees to its sockets only each sixtieth time, so that as many of them
-//! as there are workers made all others wait for a quarter of a second.
+//! answer back takes longer than that, and much longer where a sleeping thread has to be woken. And there are guests that compute. Each
+//! gives way after ten milliseconds, but whoever waits has all of them before it, and a worker that goes from one of them to the next sees to its sockets
+//! only each sixtieth time: as many of them as there are workers made all others wait for a quarter of a second.
 //!
 //! **Mechanism.** The instance's actor is a future that anyone may poll, one at a time. A caller takes hold of it
 //! before it sends the call, so that the call wakes nobody, and polls it in its own task: most calls are
@@ -17,24 +17,27 @@
 //!     +---------- taken hold of ------> held <---+   a wake while held: woken when let go
 //! ```
 //!
-//! An actor whose guest gave way in its last poll computes, until a poll comes in which none does: no caller takes hold of it, and its task has it polled by a
-//! thread that [stands back](crate::wasm::Engine::computing) for those that serve.
+//! An actor computes when its guest gave way in its last poll, or when that was [long](LONG), until one is neither. Then no caller takes hold of it, and its task has it
+//! polled by a thread that [stands back](crate::wasm::Engine::computing) for those that serve. Who may compute is found by looking at the clock now and then. That
+//! is made sure of by what the thread has computed in the next poll, since a poll may also be long for want of a processor.
 //!
 //! **Limits.** An actor must not be polled by another actor: wasmtime does not let one store's event loop run
-//! inside another's. A guest's first computing is a worker's, and so is all that is over before it gives way. **Cost.** Two atomic operations and an
-//! uncontended lock per poll. For an actor that computes, two hand-overs as well.
+//! inside another's. A worker computes the first ten or so polls of an instance that computes. **Cost.** Two atomic operations and an
+//! uncontended lock per poll, and a look at the clock for each fourth. For an actor that computes, two hand-overs, and two system calls.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use rayon::ThreadPool;
 use tokio::runtime::Handle;
 
-use crate::wasm::take_gave_way;
+use crate::wasm::{take_gave_way, thread_time};
 
 /// Someone polls the actor, or is about to.
 const HELD: u8 = 1;
@@ -44,6 +47,43 @@ const WOKEN: u8 = 2;
 const COMPUTES: u8 = 4;
 /// A thread for those that compute is about to take hold of it.
 const QUEUED: u8 = 8;
+/// The last poll took long, perhaps because its thread did not have the processor.
+const SUSPECT: u8 = 16;
+
+/// What a poll takes, or has computed, that is long.
+const LONG: Duration = Duration::from_millis(1);
+
+/// One of so many polls on a thread is looked at.
+const SAMPLED: u8 = 8;
+
+/// How one looks at a poll.
+enum Watch {
+    Not,
+    /// At the time, since when.
+    Time(Instant),
+    /// At what the thread has computed, from what on.
+    Computing(Duration),
+}
+
+impl Watch {
+    fn start(state: u8) -> Self {
+        thread_local!(static POLLS: Cell<u8> = const { Cell::new(0) });
+        if state & (COMPUTES | SUSPECT) != 0 {
+            return Self::Computing(thread_time());
+        }
+        POLLS.set((POLLS.get() + 1) % SAMPLED);
+        if POLLS.get() == 0 { Self::Time(Instant::now()) } else { Self::Not }
+    }
+
+    /// What the poll says of the actor.
+    fn stop(self) -> u8 {
+        match self {
+            Self::Time(began) if began.elapsed() >= LONG => SUSPECT,
+            Self::Computing(before) if thread_time() - before >= LONG => COMPUTES,
+            _ => 0,
+        }
+    }
+}
 
 type Future = Pin<Box<dyn std::future::Future<Output = ()> + Send>>;
 
@@ -117,17 +157,19 @@ impl Hold {
 
     /// Polls the actor once.
     pub(super) fn poll(&mut self) -> Poll<()> {
-        self.drive.state.fetch_and(!(WOKEN | COMPUTES), Ordering::AcqRel);
+        let before = self.drive.state.fetch_and(!(WOKEN | COMPUTES | SUSPECT), Ordering::AcqRel);
         let actor = self.drive.swap(None);
         // Until the actor is back, so that one that panics is over.
         self.over = true;
         let Some(mut actor) = actor else { return Poll::Ready(()) };
         // By one that was polled without us.
         take_gave_way();
+        let watch = Watch::start(before);
         let polled = actor.as_mut().poll(&mut Context::from_waker(&waker_ref(&self.drive)));
         if polled.is_pending() {
-            if take_gave_way() {
-                self.drive.state.fetch_or(COMPUTES, Ordering::AcqRel);
+            let news = watch.stop() | if take_gave_way() { COMPUTES } else { 0 };
+            if news != 0 {
+                self.drive.state.fetch_or(news, Ordering::AcqRel);
             }
             self.drive.swap(Some(actor));
             self.over = false;
@@ -384,5 +426,24 @@ mod tests {
         task.computing.install(|| ());
         assert_eq!(woken(&count), 2);
         assert!(poll(&mut task, &count).is_ready());
+    }
+
+    #[test]
+    fn an_actor_whose_polls_are_long_computes_before_long() {
+        let mut hold = Drive::start(std::future::poll_fn(|_| {
+            let began = thread_time();
+            while thread_time() - began < LONG {
+                std::hint::spin_loop();
+            }
+            Poll::Pending
+        }));
+        let (_task, _count) = task(&hold);
+        // One that is looked at, and the next to make sure.
+        for _ in 0..=SAMPLED {
+            assert!(hold.poll().is_pending());
+        }
+        let drive = hold.drive().clone();
+        drop(hold);
+        assert!(drive.hold_for_call().is_none());
     }
 }

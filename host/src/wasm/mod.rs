@@ -45,6 +45,6 @@ pub use self::run::{
 };
 #[cfg(test)]
 pub(crate) use self::session::give_way;
-pub use self::session::{Running, Session, take_gave_way};
+pub use self::session::{Running, Session, take_gave_way, thread_time};
 pub use self::store::{Call, Entry, LiveStore, Request, StartError};
 pub use self::watchdog::Watchdog;

@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use self::clock::Clock;
 #[cfg(test)]
 pub(crate) use self::clock::give_way;
-pub use self::clock::take_gave_way;
+pub use self::clock::{take_gave_way, thread_time};
 use self::making::Making;
 pub(super) use self::turns::Turns;
 pub(super) use self::writes::{EmitRefused, TurnTooLarge, WriteRefused};

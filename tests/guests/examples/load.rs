@@ -6,7 +6,8 @@
 //! - `/events?n=N&size=S&delay=MS` emits N events of S bytes, one each MS milliseconds from the first on, or as fast as they are
 //!   taken if there is no delay. Events with a delay begin with the wall clock, in nanoseconds, at the time they were emitted; they end when
 //!   the run is cancelled, and with `&history=H` as many others go before them without delay.
-//! - `/compute?for=MS` opens a stream and computes for as long.
+//! - `/compute?for=MS` computes for as long, then replies like `/plain`.
+//! - `/compute-on?for=MS` opens a stream first, which has no events.
 //! - `/hold` opens a stream and waits until it is cancelled.
 
 use std::hint::black_box;
@@ -59,7 +60,16 @@ impl Agent for Load {
             }
             "/visits" => Reply::json(&run.state::<Visits>()?),
             "/events" => emit(run, request.query()?).await,
-            "/compute" => compute(run, request.query()?).await,
+            "/compute" => {
+                compute(request.query()?);
+                greet()
+            }
+            "/compute-on" => {
+                run.open();
+                run.flush().await?;
+                compute(request.query()?);
+                Ok(Reply::events())
+            }
             "/hold" => {
                 run.open();
                 run.cancelled().await;
@@ -91,16 +101,13 @@ async fn emit(run: &Run, Options { n, size, delay, history }: Options) -> Result
     Ok(Reply::events())
 }
 
-async fn compute(run: &Run, Computing { r#for: millis }: Computing) -> Result<Reply> {
-    run.open();
-    run.flush().await?;
+fn compute(Computing { r#for: millis }: Computing) {
     let end = monotonic_clock::now() + millis * NANOS_PER_MILLI;
     while monotonic_clock::now() < end {
-        for n in 0..100_000 {
+        for n in 0..10_000 {
             black_box(n);
         }
     }
-    Ok(Reply::events())
 }
 
 async fn flood(run: &Run, n: u64, size: usize) -> Result<Reply> {

@@ -63,7 +63,7 @@ impl Computing {
 
 /// What this thread has computed so far.
 #[cfg(target_os = "linux")]
-pub(super) fn thread_time() -> Duration {
+pub fn thread_time() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
     // It is positive.
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
@@ -71,7 +71,7 @@ pub(super) fn thread_time() -> Duration {
 
 /// Time, as if this thread had always computed.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn thread_time() -> Duration {
+pub fn thread_time() -> Duration {
     use std::sync::LazyLock;
     use std::time::Instant;
     static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
