@@ -61,15 +61,19 @@ enum Watch {
     Not,
     /// At the time, since when.
     Time(Instant),
-    /// At what the thread has computed, from what on.
-    Computing(Duration),
+    /// At what the thread has computed, from what on; and what a short poll says of the actor, which computed before or was suspect.
+    Computing {
+        from: Duration,
+        if_short: u8,
+    },
 }
 
 impl Watch {
     fn start(state: u8) -> Self {
         thread_local!(static POLLS: Cell<u8> = const { Cell::new(0) });
         if state & (COMPUTES | SUSPECT) != 0 {
-            return Self::Computing(thread_time());
+            let if_short = if state & COMPUTES != 0 { SUSPECT } else { 0 };
+            return Self::Computing { from: thread_time(), if_short };
         }
         POLLS.set((POLLS.get() + 1) % SAMPLED);
         if POLLS.get() == 0 { Self::Time(Instant::now()) } else { Self::Not }
@@ -79,7 +83,13 @@ impl Watch {
     fn stop(self) -> u8 {
         match self {
             Self::Time(began) if began.elapsed() >= LONG => SUSPECT,
-            Self::Computing(before) if thread_time() - before >= LONG => COMPUTES,
+            Self::Computing { from, if_short } => {
+                if thread_time() - from >= LONG {
+                    COMPUTES
+                } else {
+                    if_short
+                }
+            }
             _ => 0,
         }
     }
