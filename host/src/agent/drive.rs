@@ -43,11 +43,11 @@ use crate::wasm::{take_gave_way, thread_time};
 const HELD: u8 = 1;
 /// The actor has something to do that no poll has seen.
 const WOKEN: u8 = 2;
-/// A guest gave way in the last poll.
+/// In the last poll a guest gave way, or that was long.
 const COMPUTES: u8 = 4;
 /// A thread for those that compute is about to take hold of it.
 const QUEUED: u8 = 8;
-/// The last poll took long, perhaps because its thread did not have the processor.
+/// The last poll may have been long, or the one before it was: the next one is made sure of.
 const SUSPECT: u8 = 16;
 
 /// What a poll takes, or has computed, that is long.
@@ -61,7 +61,7 @@ enum Watch {
     Not,
     /// At the time, since when.
     Time(Instant),
-    /// At what the thread has computed, from what on; and what a short poll says of the actor, which computed before or was suspect.
+    /// At what the thread has computed, from what on; and what it says of the actor if the poll is short.
     Computing {
         from: Duration,
         if_short: u8,
@@ -72,6 +72,7 @@ impl Watch {
     fn start(state: u8) -> Self {
         thread_local!(static POLLS: Cell<u8> = const { Cell::new(0) });
         if state & (COMPUTES | SUSPECT) != 0 {
+            // An actor may be woken for nothing between two long polls.
             let if_short = if state & COMPUTES != 0 { SUSPECT } else { 0 };
             return Self::Computing { from: thread_time(), if_short };
         }
@@ -247,7 +248,7 @@ impl Drop for Driven {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicBool, AtomicU32};
     use std::task::Waker;
 
     use super::*;
@@ -439,21 +440,30 @@ mod tests {
     }
 
     #[test]
-    fn an_actor_whose_polls_are_long_computes_before_long() {
-        let mut hold = Drive::start(std::future::poll_fn(|_| {
+    fn an_actor_whose_polls_are_long_computes_before_long_and_again_after_a_short_one() {
+        let is_short = Arc::new(AtomicBool::new(false));
+        let short = is_short.clone();
+        let mut hold = Drive::start(std::future::poll_fn(move |_| {
             let began = thread_time();
-            while thread_time() - began < LONG {
+            while !short.load(Ordering::Relaxed) && thread_time() - began < LONG {
                 std::hint::spin_loop();
             }
             Poll::Pending
         }));
         let (_task, _count) = task(&hold);
-        // One that is looked at, and the next to make sure.
-        for _ in 0..=SAMPLED {
+        let mut poll = || {
             assert!(hold.poll().is_pending());
-        }
-        let drive = hold.drive().clone();
-        drop(hold);
-        assert!(drive.hold_for_call().is_none());
+            hold.drive().computes()
+        };
+        // One that is looked at, and the next to make sure.
+        assert!((0..=SAMPLED).map(|_| poll()).last().unwrap());
+        is_short.store(true, Ordering::Relaxed);
+        assert!(!poll());
+        is_short.store(false, Ordering::Relaxed);
+        assert!(poll());
+        is_short.store(true, Ordering::Relaxed);
+        assert!(!poll() && !poll());
+        is_short.store(false, Ordering::Relaxed);
+        assert!(!poll(), "one that is short is no longer watched");
     }
 }

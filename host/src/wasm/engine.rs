@@ -10,8 +10,8 @@
 //! **Limits.** The pool's totals follow from [`InstanceLimits::live`](crate::config::InstanceLimits::live); per component they allow for what
 //! Python and JavaScript toolchains produce, dozens of core instances and tables.
 //!
-//! **Cost.** Address space, not memory: a slot costs its touched pages. A hundred wake-ups per second. A sleeping thread per
-//! processor, for compiling.
+//! **Cost.** Address space, not memory: a slot costs its touched pages. A hundred wake-ups per second. Two sleeping threads per
+//! processor, for compiling and for guests that compute.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -52,8 +52,8 @@ pub(super) const WIPED_TABLE: usize = 8 << 10;
 /// tables counted, so this is some sixteen instances. Those that wait for it can be used at once when the pool has no others.
 pub(super) const GIVEN_BACK: usize = 64;
 
-/// How far compiling stands back, of 19. A thread that wakes to serve takes the processor from one like this at once; when all
-/// processors are busy serving, those that compile still get a tenth, so that a swap is late but comes.
+/// How far compiling stands back, and computing, of 19. A thread that wakes to serve takes the processor from one like this at once; when all
+/// processors are busy serving, each like this still gets a tenth, so that a swap is late but comes.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
