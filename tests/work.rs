@@ -83,8 +83,9 @@ async fn memory_of_a_stream_on_which_nothing_happens() {
         streams.push(stream);
     }
     let each = (held() - before) / STREAMS as i64;
-    // With some 25 that the journal's writer frees, whose turn each ninth commit is.
-    assert!(each <= 24_155, "{each} bytes of a stream, of which hyper's buffers are 16 KiB");
+    // 24,076 where the journal's writer commits all of it, and up to some hundred more by what this thread commits in its place, which depends on
+    // how quick the disk is.
+    assert!(each <= 24_250, "{each} bytes of a stream, of which hyper's buffers are 16 KiB");
     host.stop().await;
 }
 
