@@ -286,7 +286,7 @@ impl Api {
         match self.directory.send(&instance, deployed, call) {
             Ok(sent) => sent.serve(),
             Err(Refused { fault, .. }) => {
-                self.never_begun(&tail, &fault);
+                self.never_begun(&tail, &fault).await?;
                 return Err(fault.into());
             }
         }

@@ -175,10 +175,11 @@ impl Api {
         .await
     }
 
-    /// Ends a run on record that could not begin.
-    pub(super) fn never_begun(&self, tail: &Arc<Tail>, fault: &Fault) {
+    /// Ends a run on record that could not begin. Once that is durable a client may be told: its key is free, also after a crash.
+    pub(super) async fn never_begun(&self, tail: &Arc<Tail>, fault: &Fault) -> Result<(), Fault> {
         let lane = self.journal.lane(tail.instance().clone());
-        lane.submit(epitaph(tail, Seq::ZERO, fault));
+        let ended = lane.submit(epitaph(tail, Seq::ZERO, fault));
+        ended.durable().await.map_err(|_| Fault::JournalUnavailable)
     }
 
     /// What a run on record answers, from its beginning: what it answered, or will, or the events that it emits.
