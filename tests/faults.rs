@@ -2,6 +2,7 @@
 //! on where it was. A disk that goes on failing ends the host, which says why.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bureau::config::{Config, JournalLimits};
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::support::{
-    Connection, Disk, Fault, InProcess, Stream, TestHost, another_module, problem,
+    Connection, Disk, Fault, InProcess, Kind, Stream, TestHost, another_module, problem,
 };
 
 /// Each number of changes before the first failure, so that every step of a commit is the one that fails.
@@ -77,13 +78,17 @@ async fn fault(host: &InProcess, disk: &Disk, after: usize) {
     disk.heal();
     reader.await.unwrap();
     // Who reads the store may know of a commit before the host says that it is ready.
-    while host.admin(Method::GET, "/readyz").await.status() != StatusCode::OK {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_ready(host).await;
     let kept = host.json(&format!("probe/{name}-state/state")).await["n"].as_u64().unwrap_or(0);
     // The write that met the fault may have been made, though no client was told so; the later one was not begun.
     assert!((acknowledged..=acknowledged + 1).contains(&kept), "{kept} of {acknowledged}");
     assert_eq!(write(host, &name, 99).await.status(), StatusCode::OK);
+}
+
+async fn until_ready(host: &InProcess) {
+    while host.admin(Method::GET, "/readyz").await.status() != StatusCode::OK {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn write(host: &InProcess, name: &str, n: u64) -> Response {
@@ -146,6 +151,31 @@ async fn a_stream_that_is_behind_waits_for_the_disk_and_goes_on() {
     let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
     let numbers = data.map(|data| data.trim_end_matches('.').parse::<u64>().unwrap());
     assert!(numbers.eq(1..=EVENTS), "the stream broke");
+    host.stop().await;
+}
+
+/// Who was refused may come again with the same key, also after a crash.
+#[tokio::test]
+async fn a_refusal_is_not_told_before_the_key_is_free_on_the_disk() {
+    let disk = Disk::default();
+    let one_run = |config: &mut Config| {
+        Arc::make_mut(&mut config.instances).runs = 1;
+        config.grace = Duration::from_millis(1);
+    };
+    let host = InProcess::serving(&["probe"], &disk, one_run).await;
+    let mut held = host.stream("probe/demo/emit-held?count=1").await;
+    held.next().await.expect("it waits to be released");
+    let (change, mut changes) = mpsc::unbounded_channel();
+    disk.observe(move |made| drop(change.send(made.kind.clone())));
+    // Those that put down the run and its key, and none that ends it.
+    disk.fail(Fault { after: 2, forgets: false });
+    let ask = || host.request(Method::POST, "probe/demo/memory").header("idempotency-key", "k");
+    assert_eq!(problem(ask().send().await.unwrap()).await, "503 journal-unavailable host");
+    let begun = [changes.recv().await.unwrap(), changes.recv().await.unwrap()];
+    assert!(matches!(begun, [Kind::Write { .. }, Kind::Sync]), "the run is on record");
+    disk.heal();
+    until_ready(&host).await;
+    assert_eq!(problem(ask().send().await.unwrap()).await, "429 instance-busy host");
     host.stop().await;
 }
 
