@@ -1,6 +1,6 @@
 //! The programs under load: the host as its users run it, and the native server, each a process of its own.
 //!
-//! What is measured is `target/release/bureau`, built by a cargo of its own: built along with a benchmark, it would have the
+//! What is measured is `target/dist/bureau`, built by a cargo of its own: built along with a benchmark, it would have the
 //! features that only tests ask for. A process ends when its handle is dropped, whatever becomes of the scenario, and its
 //! directory with it. Until then a scenario may start it anew, on what it left or on nothing.
 
@@ -22,9 +22,11 @@ use crate::measure::{Process, Round, Side, machine_cpu};
 /// The agent under load: `tests/guests/examples/load.rs`.
 const GUEST: &str = "load";
 
-/// What agents are built for, and the profile that the README recommends for them.
+/// What agents are built for.
 const TARGET: &str = "wasm32-wasip2";
-const PROFILE: &str = "agent";
+
+/// How the README has hosts and agents built that go into service. The native server is as fast without.
+const PROFILE: &str = "dist";
 
 /// Where a host keeps what it is told and what it must not lose, in its directory.
 const CONFIG: &str = "bureau.toml";
@@ -55,13 +57,12 @@ impl Programs {
         // This program is `target/release/deps/load-HASH`.
         let own = std::env::current_exe()?;
         let target = own.ancestors().nth(3).context("this program is in no target directory")?;
-        cargo(target, &["--release", "-p", "bureau"])?;
-        let guest = ["-p", "guests", "--example", GUEST];
-        cargo(target, &[&["--profile", PROFILE, "--target", TARGET][..], &guest].concat())?;
+        cargo(target, &["-p", "bureau"])?;
+        cargo(target, &["-p", "guests", "--example", GUEST, "--target", TARGET])?;
         let directory = target.join("bench");
         fs::create_dir_all(&directory)?;
         Ok(Self {
-            bureau: target.join("release/bureau"),
+            bureau: target.join(PROFILE).join("bureau"),
             guest: target
                 .join(TARGET)
                 .join(PROFILE)
@@ -138,7 +139,7 @@ fn cargo(target: &Path, what: &[&str]) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
     let status = std::process::Command::new(cargo)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["build", "--quiet"])
+        .args(["build", "--quiet", "--profile", PROFILE])
         .args(what)
         .arg("--target-dir")
         .arg(target)

@@ -1,9 +1,10 @@
-//! Plain replies of one live instance.
+//! Plain replies of one live instance, and of many.
 //!
 //! Connections that are kept each send a request as soon as the one before it was answered, all to the same instance. So this
 //! is the way from the socket through the instance's mailbox into the guest and back, with nothing to be made
 //! durable. The rate must be at least 0.75 of hyper's. The client takes as much of the processors as a server does, and
-//! the slower side leaves more of them to it, so processor time per request says more of the cost.
+//! the slower side leaves more of them to it, so processor time per request says more of the cost. Then each connection has an
+//! instance of its own, as users have: calls share no poll, and what each touches is no longer in the nearest caches.
 
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ pub const SCENARIO: Scenario = Scenario {
         Line::of("p99", Unit::Seconds).beside(Side::Native),
         Line::of("cpu of a reply", Unit::Seconds).beside(Side::Native),
         Line::of("client", Unit::Number).beside(Side::Native),
+        Line::of("an instance each: replies", Unit::PerSecond).beside(Side::Native),
+        Line::of("an instance each: p99", Unit::Seconds).beside(Side::Native),
+        Line::of("an instance each: cpu of a reply", Unit::Seconds).beside(Side::Native),
     ],
     deadline: Duration::from_secs(120),
     config: "",
@@ -35,6 +39,24 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
-    let request = get("/agents/load/live/plain");
-    bench.replies_by_turns(pair, |_| &request).await
+    let mut measured = Measured::default();
+    let shared = get("/agents/load/live/plain");
+    let own: Vec<_> =
+        (0..bench.n).map(|n| get(format_args!("/agents/load/live-{n}/plain"))).collect();
+    for round in bench.rounds() {
+        for server in pair.in_turn(round) {
+            let figures = bench.replies(server, bench.n, |_| &shared).await?;
+            measured.add(round, server.side, figures);
+
+            let [(_, rate), _, (_, p99), _, (_, cpu)] =
+                bench.replies(server, bench.n, |index| &own[index]).await?;
+            let figures = [
+                ("an instance each: replies", rate),
+                ("an instance each: p99", p99),
+                ("an instance each: cpu of a reply", cpu),
+            ];
+            measured.add(round, server.side, figures);
+        }
+    }
+    Ok(measured)
 }

@@ -116,24 +116,6 @@ impl Bench<'_> {
     }
 }
 
-impl Bench<'_> {
-    /// [Replies](Self::replies) of both servers by turns, on as many connections as the scenario's size.
-    async fn replies_by_turns<R: AsRef<[u8]>>(
-        &self,
-        pair: &Pair,
-        request: impl Fn(usize) -> R,
-    ) -> anyhow::Result<Measured> {
-        let mut measured = Measured::default();
-        for round in self.rounds() {
-            for server in pair.in_turn(round) {
-                let figures = self.replies(server, self.n, &request).await?;
-                measured.add(round, server.side, figures);
-            }
-        }
-        Ok(measured)
-    }
-}
-
 /// Time between two paced requests to an instance.
 const DELAY: Duration = Duration::from_millis(20);
 
