@@ -5,6 +5,7 @@
 //! directory with it. Until then a scenario may start it anew, on what it left or on nothing.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,6 +15,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::client::{Connection, get, post};
@@ -21,6 +23,9 @@ use crate::measure::{Process, Round, Side, machine_cpu};
 
 /// The agent under load: `tests/guests/examples/load.rs`.
 const GUEST: &str = "load";
+
+/// The same in plain `wasi:http`, for other hosts: `tests/guests/examples/peer.rs`.
+const PEER: &str = "peer";
 
 /// What agents are built for.
 const TARGET: &str = "wasm32-wasip2";
@@ -48,6 +53,8 @@ const CUSTOM_SECTION: [u8; 4] = [0, 3, 1, b'n'];
 pub struct Programs {
     bureau: PathBuf,
     guest: PathBuf,
+    /// The agent for hosts of `wasi:http`.
+    pub peer: PathBuf,
     /// Where benchmarks keep what they write, on the file system of the build.
     pub directory: PathBuf,
 }
@@ -58,24 +65,25 @@ impl Programs {
         let own = std::env::current_exe()?;
         let target = own.ancestors().nth(3).context("this program is in no target directory")?;
         cargo(target, &["-p", "bureau"])?;
-        cargo(target, &["-p", "guests", "--example", GUEST, "--target", TARGET])?;
+        cargo(
+            target,
+            &["-p", "guests", "--example", GUEST, "--example", PEER, "--target", TARGET],
+        )?;
         let directory = target.join("bench");
         fs::create_dir_all(&directory)?;
+        let guests = target.join(TARGET).join(PROFILE).join("examples");
         Ok(Self {
             bureau: target.join(PROFILE).join("bureau"),
-            guest: target
-                .join(TARGET)
-                .join(PROFILE)
-                .join("examples")
-                .join(GUEST)
-                .with_extension("wasm"),
+            guest: guests.join(GUEST).with_extension("wasm"),
+            peer: guests.join(PEER).with_extension("wasm"),
             directory,
         })
     }
 
     /// Starts both servers. The configuration is what the host's own defaults are to be changed in, as TOML.
     pub async fn start(&self, config: &str) -> anyhow::Result<Pair> {
-        Ok(Pair { bureau: self.bureau(config).await?, native: self.native().await?, control: None })
+        let (bureau, native) = (self.bureau(config).await?, self.native().await?);
+        Ok(Pair { bureau, native, control: None, peers: Vec::new() })
     }
 
     /// The host, which serves what it finds when it starts.
@@ -112,7 +120,7 @@ impl Programs {
         // What is logged is part of what is measured.
         command.env_remove("RUST_LOG");
         fs::write(directory.path().join(CONFIG), config)?;
-        Server::start(Side::Bureau, command, directory).await
+        Server::start(Side::Bureau, command, directory, Ready::Says).await
     }
 
     /// Another build of the agent, which does the same.
@@ -127,10 +135,10 @@ impl Programs {
         let directory = self.temporary()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(crate::NATIVE).arg(directory.path());
-        Server::start(Side::Native, command, directory).await
+        Server::start(Side::Native, command, directory, Ready::Says).await
     }
 
-    fn temporary(&self) -> anyhow::Result<TempDir> {
+    pub fn temporary(&self) -> anyhow::Result<TempDir> {
         Ok(tempfile::tempdir_in(&self.directory)?)
     }
 }
@@ -155,6 +163,8 @@ pub struct Pair {
     pub native: Server,
     /// The host once more, if the scenario compares it with itself.
     pub control: Option<Server>,
+    /// Other hosts, if the scenario is about them.
+    pub peers: Vec<Server>,
 }
 
 impl Pair {
@@ -176,17 +186,17 @@ impl Pair {
 
     /// The processor time that all the machine's processes had so far but the servers and this one.
     pub fn cpu_of_others(&self) -> anyhow::Result<Duration> {
-        let servers = self.all().map(|server| server.process);
+        let servers = self.own().chain(&self.peers).map(|server| server.process);
         let known = servers.chain([Process::own()]).map(Process::cpu);
         Ok(machine_cpu()?.saturating_sub(known.sum::<anyhow::Result<Duration>>()?))
     }
 
-    /// What the servers logged beyond the usual.
+    /// What the host and the native server logged beyond the usual.
     pub fn warnings(&self) -> Vec<String> {
-        self.all().flat_map(Server::warnings).collect()
+        self.own().flat_map(Server::warnings).collect()
     }
 
-    fn all(&self) -> impl Iterator<Item = &Server> {
+    fn own(&self) -> impl Iterator<Item = &Server> {
         [&self.bureau, &self.native].into_iter().chain(&self.control)
     }
 }
@@ -198,9 +208,19 @@ pub struct Server {
     pub process: Process,
     admin: Option<SocketAddr>,
     command: Command,
+    ready: Ready,
     // Before the directory, which goes once nobody writes to it.
     child: Child,
     directory: TempDir,
+}
+
+/// How it is known that a program serves.
+#[derive(Debug, Clone, Copy)]
+pub enum Ready {
+    /// It says where.
+    Says,
+    /// It accepts connections here, as it was told to.
+    Accepts(SocketAddr),
 }
 
 /// What a program finds when it is started again.
@@ -215,14 +235,19 @@ pub enum After {
 }
 
 impl Server {
-    async fn start(side: Side, mut command: Command, directory: TempDir) -> anyhow::Result<Self> {
+    pub async fn start(
+        side: Side,
+        mut command: Command,
+        directory: TempDir,
+        ready: Ready,
+    ) -> anyhow::Result<Self> {
         let log = File::options().append(true).create(true).open(directory.path().join(LOG))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
-        let (child, addresses) = ready(&mut command, directory.path()).await?;
+        let (child, addresses) = ready.start(&mut command, directory.path()).await?;
         let process = Process(child.id().context("the process has ended")?);
         let (&address, admin) = addresses.split_first().context("the server has no address")?;
         let admin = admin.first().copied();
-        Ok(Self { side, address, process, admin, command, child, directory })
+        Ok(Self { side, address, process, admin, command, ready, child, directory })
     }
 
     /// Ends the program and starts it again. Returns how long the start took.
@@ -232,7 +257,7 @@ impl Server {
             remove_if_there(&self.journal())?;
         }
         let start = Instant::now();
-        let (child, addresses) = ready(&mut self.command, self.directory.path()).await?;
+        let (child, addresses) = self.ready.start(&mut self.command, self.directory.path()).await?;
         let took = start.elapsed();
         self.process = Process(child.id().context("the process has ended")?);
         self.address = *addresses.first().context("the server has no address")?;
@@ -304,9 +329,9 @@ impl Server {
         Ok(Metrics(connection.text().await?))
     }
 
-    /// Asks runs of the host to end. The native server's end with their clients.
+    /// Asks runs of the host to end. Those of others end with their clients.
     pub async fn cancel(&self, runs: impl IntoIterator<Item = Box<str>>) -> anyhow::Result<()> {
-        if self.side == Side::Native {
+        if self.admin.is_none() {
             return Ok(());
         }
         let mut connection = Connection::open(self.admin()?).await?;
@@ -331,33 +356,58 @@ impl Server {
     }
 }
 
-/// Starts a program, and waits until it says where it serves.
-async fn ready(
-    command: &mut Command,
-    directory: &Path,
-) -> anyhow::Result<(Child, Vec<SocketAddr>)> {
-    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+impl Ready {
+    /// Starts a program, and waits until it serves.
+    async fn start(
+        self,
+        command: &mut Command,
+        directory: &Path,
+    ) -> anyhow::Result<(Child, Vec<SocketAddr>)> {
+        let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let serves = async {
+            match self {
+                Self::Says => said(&mut child).await,
+                Self::Accepts(address) => accepts(&mut child, address).await,
+            }
+        };
+        let addresses = tokio::time::timeout(START, serves).await;
+        let addresses = addresses.context("it takes too long").flatten().with_context(|| {
+            let log = fs::read_to_string(directory.join(LOG)).unwrap_or_default();
+            format!("the server did not get ready:\n{log}")
+        })?;
+        Ok((child, addresses))
+    }
+}
+
+/// The addresses in the first line of what a program says, of which there is at least one.
+async fn said(child: &mut Child) -> anyhow::Result<Vec<SocketAddr>> {
     let mut ready = String::new();
     let stdout = child.stdout.as_mut().context("the process has no output")?;
-    let mut stdout = BufReader::new(stdout);
-    tokio::time::timeout(START, stdout.read_line(&mut ready))
-        .await
-        .context("the server does not get ready")??;
+    BufReader::new(stdout).read_line(&mut ready).await?;
     // bureau: ready on http://127.0.0.1:1 (admin http://127.0.0.1:2), 1 agent
     let addresses: Vec<SocketAddr> = ready
         .split([' ', ')', ',', '\n'])
         .filter_map(|word| word.trim_start_matches('(').strip_prefix("http://")?.parse().ok())
         .collect();
-    if addresses.is_empty() {
-        let log = fs::read_to_string(directory.join(LOG)).unwrap_or_default();
-        bail!("the server did not get ready:\n{log}");
+    ensure!(!addresses.is_empty(), "it names no address");
+    Ok(addresses)
+}
+
+/// The address, once a program listens there.
+async fn accepts(child: &mut Child, address: SocketAddr) -> anyhow::Result<Vec<SocketAddr>> {
+    while let Err(error) = TcpStream::connect(address).await {
+        if let Some(status) = child.try_wait()? {
+            bail!("it ended with {status}");
+        }
+        ensure!(error.kind() == ErrorKind::ConnectionRefused, error);
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Ok((child, addresses))
+    Ok(vec![address])
 }
 
 fn remove_if_there(file: &Path) -> std::io::Result<()> {
     match fs::remove_file(file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }

@@ -17,6 +17,7 @@
 //! | --- | --- |
 //! | `scenario/` | one file for each scenario: what it does and must reach |
 //! | `host.rs` | the programs under load |
+//! | `peers.rs` | other hosts, if they are installed |
 //! | `native.rs` | the native server |
 //! | `fill.rs` | journals with years of use |
 //! | `bare.rs` | loops on the same disk without a server |
@@ -45,6 +46,7 @@ mod fill;
 mod host;
 mod measure;
 mod native;
+mod peers;
 mod report;
 mod scenario;
 

@@ -25,6 +25,12 @@ pub enum Side {
     Bare,
     /// The host without what the scenario puts it to.
     Control,
+    /// `wasmtime serve`, which gives an instance many requests.
+    Wasmtime,
+    /// `wasmtime serve` with a new instance for each request.
+    WasmtimeFresh,
+    /// workerd with an agent of Cloudflare's Agents SDK.
+    Workerd,
 }
 
 /// One of the rounds, in which each side has a turn.

@@ -232,6 +232,9 @@ impl Row {
             Side::Native => "hyper",
             Side::Bare => "bare",
             Side::Control => "control",
+            Side::Wasmtime => "wasmtime serve",
+            Side::WasmtimeFresh => "wasmtime serve, no reuse",
+            Side::Workerd => "workerd",
         };
         [
             self.metric.to_owned(),

@@ -27,6 +27,7 @@ mod journal;
 mod bytes_written;
 mod swap;
 mod computing;
+mod peers;
 
 /// All scenarios.
 pub const ALL: &[Scenario] = &[
@@ -45,6 +46,7 @@ pub const ALL: &[Scenario] = &[
     bytes_written::SCENARIO,
     swap::SCENARIO,
     computing::SCENARIO,
+    peers::SCENARIO,
 ];
 
 /// A kind of load, and what the host must reach under it.

@@ -1,0 +1,140 @@
+//! Other hosts of agents under the same load, each with what it is good for.
+//!
+//! The first four loads are those of `live`, `new`, `state` and `events`; then as many streams are opened as are eight times the
+//! connections, and stay silent. The native server and each other host have them by turns with the host, which must be ahead of
+//! all others. Only the host's events are durable, and only its replies and workerd's keep what was written. `wasmtime serve` knows no
+//! instances by name: it gives each request to any of those it has, and to a new one when it is told to.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use super::{Bench, Scenario, events};
+use crate::client::{Connection, all, get};
+use crate::host::{After, Pair, Server};
+use crate::measure::{Measured, Round, Side};
+use crate::peers;
+use crate::report::{Line, Target, Unit};
+
+/// Events of a run, and the bytes of each.
+const EVENTS: u64 = 10_000;
+const SIZE: usize = 64;
+
+/// Connections of requests for new instances, as of `new`.
+const NEW: usize = 16;
+
+/// Streams that are open for each connection of the other loads. `wasmtime serve` has a thousand at most.
+const STREAMS: usize = 8;
+
+const AHEAD: Target = Target::RatioAtLeast(1.0);
+const LESS: Target = Target::RatioAtMost(1.0);
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "peers",
+    about: "other hosts, those of them that are installed, under the same load",
+    n: 64,
+    of: "connections, instances and runs",
+    grows_from: None,
+    long: true,
+    lines: &[
+        Line::of("plain replies", Unit::PerSecond).beside(Side::Native),
+        Line::of("plain replies", Unit::PerSecond).beside(Side::Wasmtime).reaches(AHEAD),
+        Line::of("plain replies", Unit::PerSecond).beside(Side::Workerd).reaches(AHEAD),
+        Line::of("plain replies: p99", Unit::Seconds).beside(Side::Native),
+        Line::of("plain replies: p99", Unit::Seconds).beside(Side::Wasmtime).reaches(LESS),
+        Line::of("plain replies: p99", Unit::Seconds).beside(Side::Workerd).reaches(LESS),
+        Line::of("new instances", Unit::PerSecond).beside(Side::Native),
+        Line::of("new instances", Unit::PerSecond).beside(Side::WasmtimeFresh).reaches(AHEAD),
+        Line::of("new instances", Unit::PerSecond).beside(Side::Workerd).reaches(AHEAD),
+        Line::of("new instances: p99", Unit::Seconds).beside(Side::Native),
+        Line::of("new instances: p99", Unit::Seconds).beside(Side::WasmtimeFresh).reaches(LESS),
+        Line::of("new instances: p99", Unit::Seconds).beside(Side::Workerd).reaches(LESS),
+        Line::of("states written", Unit::PerSecond).beside(Side::Native),
+        Line::of("states written", Unit::PerSecond).beside(Side::Workerd).reaches(AHEAD),
+        Line::of("events", Unit::PerSecond).beside(Side::Native),
+        Line::of("events", Unit::PerSecond).beside(Side::Wasmtime).reaches(AHEAD),
+        Line::of("events", Unit::PerSecond).beside(Side::Workerd).reaches(AHEAD),
+        Line::of("memory of a stream", Unit::Bytes).beside(Side::Native),
+        Line::of("memory of a stream", Unit::Bytes).beside(Side::Wasmtime).reaches(LESS),
+        Line::of("memory of a stream", Unit::Bytes).beside(Side::Workerd).reaches(LESS),
+    ],
+    deadline: Duration::from_secs(900),
+    config: "",
+    run: |bench, pair| Box::pin(run(bench, pair)),
+};
+
+async fn run(bench: &Bench<'_>, pair: &mut Pair) -> anyhow::Result<Measured> {
+    pair.peers = peers::start(bench.programs).await?;
+
+    let mut measured = Measured::default();
+    let names = Cell::new(0);
+    for round in bench.rounds() {
+        let Pair { bureau, native, peers, .. } = &mut *pair;
+        let mut servers: Vec<_> = [bureau, native].into_iter().chain(peers).collect();
+        if round.is_reversed() {
+            servers.reverse();
+        }
+        for server in servers {
+            server.restart(After::Kill).await?;
+            load(bench, server, round, &names, &mut measured).await?;
+        }
+    }
+    Ok(measured)
+}
+
+/// Puts one of them under all loads that it is there for.
+async fn load(
+    bench: &Bench<'_>,
+    server: &Server,
+    round: Round,
+    names: &Cell<u32>,
+    measured: &mut Measured,
+) -> anyhow::Result<()> {
+    let side = server.side;
+    if side != Side::WasmtimeFresh {
+        measured.add(round, side, [("memory of a stream", memory(bench, server).await?)]);
+
+        let plain = get("/agents/load/live/plain");
+        let [(_, rate), _, (_, p99), ..] = bench.replies(server, bench.n, |_| &plain).await?;
+        measured.add(round, side, [("plain replies", rate), ("plain replies: p99", p99)]);
+
+        let elapsed = events::pass(server, bench.n, EVENTS, SIZE).await?;
+        let rate = (EVENTS * bench.n as u64) as f64 / elapsed.as_secs_f64();
+        measured.add(round, side, [("events", rate)]);
+    }
+    if side != Side::Wasmtime {
+        let new = |_| {
+            names.update(|names| names + 1);
+            get(format_args!("/agents/load/new-{}/plain", names.get()))
+        };
+        let [(_, rate), _, (_, p99), ..] = bench.replies(server, NEW, new).await?;
+        measured.add(round, side, [("new instances", rate), ("new instances: p99", p99)]);
+    }
+    if !matches!(side, Side::Wasmtime | Side::WasmtimeFresh) {
+        let state = |index| get(format_args!("/agents/load/state-{index}/state"));
+        let [(_, rate), ..] = bench.replies(server, bench.n, state).await?;
+        measured.add(round, side, [("states written", rate)]);
+    }
+    Ok(())
+}
+
+/// The memory that each of many open streams takes of a server that has just started.
+async fn memory(bench: &Bench<'_>, server: &Server) -> anyhow::Result<f64> {
+    // The first of all makes what is there once.
+    let mut first = Connection::open(server.address).await?;
+    first.send(&get("/agents/load/idle-0/plain")).await?;
+    first.reply().await?;
+    let before = server.process.memory()?;
+    let mut connections = Connection::open_all(server.address, STREAMS * bench.n).await?;
+    let streams = connections.iter_mut().enumerate().map(async |(stream, connection)| {
+        let instance = stream % bench.n;
+        let path = format_args!("/agents/load/idle-{instance}/hold?heartbeat=2000");
+        connection.send(&get(path)).await?;
+        Ok(connection.stream().await?.run)
+    });
+    let runs = all(streams).await?;
+    let open = server.process.memory()?;
+    let count = connections.len() as f64;
+    drop(connections);
+    server.cancel(runs).await?;
+    Ok((open - before) / count)
+}
