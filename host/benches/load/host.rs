@@ -146,6 +146,8 @@ impl Programs {
 fn cargo(target: &Path, what: &[&str]) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
     let status = std::process::Command::new(cargo)
+        // Told of this package by the cargo that started the benchmark, crates would be built anew that look whether that changes.
+        .env_remove("CARGO_MANIFEST_DIR")
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .args(["build", "--quiet", "--profile", PROFILE])
         .args(what)

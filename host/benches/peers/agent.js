@@ -5,6 +5,8 @@ import { Agent, routeAgentRequest } from "agents";
 
 const GREETING = { status: "ok", message: "a small reply of some bytes" };
 
+const RUN = "01J00000000000000000000000";
+
 const encoder = new TextEncoder();
 
 export class Load extends Agent {
@@ -17,7 +19,7 @@ export class Load extends Agent {
         this.setState({ visits: (this.state?.visits ?? 0) + 1, note: "a small document" });
         return Response.json(GREETING);
       case "events":
-        return events(Number(searchParams.get("n")), Number(searchParams.get("size")));
+        return events(...["n", "size", "delay"].map((name) => Number(searchParams.get(name))));
       case "hold":
         return stream({ start: (events) => events.enqueue(encoder.encode(":\n")) });
       default:
@@ -26,13 +28,21 @@ export class Load extends Agent {
   }
 }
 
-/** As many events as asked for, at once: each when it is taken would be a hundred times slower. */
-function events(n, size) {
+/**
+ * As many events as asked for. Without a delay all at once: each when it is taken would be a hundred times slower. With one, they
+ * say when they were made, in nanoseconds, of which the clock here knows the milliseconds.
+ */
+function events(n, size, delay) {
+  const begun = Date.now();
+  const due = (seq) => begun + delay * (seq - 1) - Date.now();
+  const now = () => `${Date.now()}000000`.padEnd(size, ".");
   const data = ".".repeat(size);
+  const frame = (seq, data) => encoder.encode(`id: ${RUN}-${seq}\ndata: ${data}\n\n`);
   return stream({
-    start(events) {
+    async start(events) {
       for (let seq = 1; seq <= n; seq += 1) {
-        events.enqueue(encoder.encode(`id: 01J00000000000000000000000-${seq}\ndata: ${data}\n\n`));
+        if (delay) await new Promise((resolve) => setTimeout(resolve, due(seq)));
+        events.enqueue(frame(seq, delay ? now() : data));
       }
       events.close();
     },

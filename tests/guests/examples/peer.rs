@@ -2,12 +2,16 @@
 //! nothing, so nobody can come back for its events.
 //!
 //! - `/plain` replies with a small JSON document.
-//! - `/events?n=N&size=S` writes N events of S bytes, as fast as they are taken.
+//! - `/events?n=N&size=S&delay=MS` writes N events of S bytes, one each MS milliseconds from the first on, which begin with the wall
+//!   clock in nanoseconds, or as fast as they are taken if there is no delay.
 //! - `/hold` opens a stream and waits for ever.
 
 #![expect(unsafe_code, reason = "what is generated here speaks to the host")]
 
+use std::time::SystemTime;
+
 use self::exports::wasi::http::handler::Guest;
+use self::wasi::clocks::monotonic_clock::{now, wait_until};
 use self::wasi::http::types::{ErrorCode, Fields, Request, Response};
 use self::wit_bindgen_rt::spawn;
 use wit_bindgen::rt::async_support::StreamWriter;
@@ -18,6 +22,7 @@ wit_bindgen::generate!({
         package bureau:tests;
 
         world peer {
+            import wasi:clocks/monotonic-clock@0.3.0;
             import wasi:http/types@0.3.0;
             export wasi:http/handler@0.3.0;
         }
@@ -46,10 +51,17 @@ impl Guest for Peer {
                 })
             }
             "events" => {
-                let (n, size) = (number(query, "n"), number(query, "size"));
+                let [n, size, delay] = ["n", "size", "delay"].map(|name| number(query, name));
                 respond(200, &[("content-type", "text/event-stream")], async move |mut body| {
-                    let data = ".".repeat(size);
+                    let begun = now();
                     for seq in 1..=n {
+                        let data = match delay {
+                            0 => ".".repeat(size),
+                            _ => {
+                                wait_until(begun + (delay * (seq - 1)) as u64 * 1_000_000).await;
+                                format!("{:.<size$}", wall_clock())
+                            }
+                        };
                         let event =
                             format!("id: 01J00000000000000000000000-{seq}\ndata: {data}\n\n");
                         body.write_all(event.into()).await;
@@ -63,6 +75,12 @@ impl Guest for Peer {
             _ => respond(404, &[], async |_| {}),
         })
     }
+}
+
+/// The time in nanoseconds.
+fn wall_clock() -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_nanos().to_string()
 }
 
 /// The number of this name in a query; 0 if there is none.

@@ -1,14 +1,14 @@
 //! Other hosts of agents under the same load, each with what it is good for.
 //!
-//! The first four loads are those of `live`, `new`, `state` and `events`; then as many streams are opened as are eight times the
-//! connections, and stay silent. The native server and each other host have them by turns with the host, which must be ahead of
+//! The loads are those of `live`, `new`, `state`, `events` and `tokens`; and as many streams are opened as are eight times the
+//! connections and stay silent. The native server and each other host have them by turns with the host, which must be ahead of
 //! all others. Only the host's events are durable, and only its replies and workerd's keep what was written. `wasmtime serve` knows no
 //! instances by name: it gives each request to any of those it has, and to a new one when it is told to.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::{Bench, Scenario, events};
+use super::{Bench, Scenario, events, tokens};
 use crate::client::{Connection, all, get};
 use crate::host::{After, Pair, Server};
 use crate::measure::{Measured, Round, Side};
@@ -24,6 +24,9 @@ const NEW: usize = 16;
 
 /// Streams that are open for each connection of the other loads. `wasmtime serve` has a thousand at most.
 const STREAMS: usize = 8;
+
+/// Runs that emit an event each 20 ms, for each connection: as many as slow processors carry.
+const PACED: usize = 4;
 
 const AHEAD: Target = Target::RatioAtLeast(1.0);
 const LESS: Target = Target::RatioAtMost(1.0);
@@ -53,6 +56,12 @@ pub const SCENARIO: Scenario = Scenario {
         Line::of("events", Unit::PerSecond).beside(Side::Native),
         Line::of("events", Unit::PerSecond).beside(Side::Wasmtime).reaches(AHEAD),
         Line::of("events", Unit::PerSecond).beside(Side::Workerd).reaches(AHEAD),
+        Line::of("paced events: p99", Unit::Seconds).beside(Side::Native),
+        Line::of("paced events: p99", Unit::Seconds).beside(Side::Wasmtime).reaches(LESS),
+        Line::of("paced events: p99", Unit::Seconds).beside(Side::Workerd).reaches(LESS),
+        Line::of("cpu of a paced event", Unit::Seconds).beside(Side::Native),
+        Line::of("cpu of a paced event", Unit::Seconds).beside(Side::Wasmtime).reaches(LESS),
+        Line::of("cpu of a paced event", Unit::Seconds).beside(Side::Workerd).reaches(LESS),
         Line::of("memory of a stream", Unit::Bytes).beside(Side::Native),
         Line::of("memory of a stream", Unit::Bytes).beside(Side::Wasmtime).reaches(LESS),
         Line::of("memory of a stream", Unit::Bytes).beside(Side::Workerd).reaches(LESS),
@@ -100,6 +109,10 @@ async fn load(
         let elapsed = events::pass(server, bench.n, EVENTS, SIZE).await?;
         let rate = (EVENTS * bench.n as u64) as f64 / elapsed.as_secs_f64();
         measured.add(round, side, [("events", rate)]);
+
+        let [_, (_, p99), (_, cpu), _] =
+            tokens::figures(server, PACED * bench.n, tokens::length(bench.duration)).await?;
+        measured.add(round, side, [("paced events: p99", p99), ("cpu of a paced event", cpu)]);
     }
     if side != Side::Wasmtime {
         let new = |_| {

@@ -43,25 +43,39 @@ pub const SCENARIO: Scenario = Scenario {
 
 async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
-    let events = (bench.duration.as_millis() / DELAY.as_millis()).max(1) as u64;
+    let events = length(bench.duration);
     for round in bench.rounds() {
         for server in pair.in_turn(round) {
-            let mut connections = Connection::open_all(server.address, bench.n).await?;
-            let (cpu, start) = (server.process.cpu()?, Instant::now());
-            let mut lags = pass(server, &mut connections, events).await?;
-            let (cpu, elapsed) = (server.process.cpu()? - cpu, start.elapsed());
-            let count = lags.count() as f64;
-            let figures = [
-                ("p50", lags.quantile(0.5)),
-                ("p99", lags.quantile(0.99)),
-                ("cpu of an event", cpu.as_secs_f64() / count),
-                ("events", count / elapsed.as_secs_f64()),
-            ];
+            let figures = figures(server, bench.n, events).await?;
             measured.add(round, server.side, figures);
         }
         measured.add(round, Side::Bare, [(SYNC, bare::sync(bench.directory)?)]);
     }
     Ok(measured)
+}
+
+/// The events of a run that takes as long.
+pub(super) fn length(duration: Duration) -> u64 {
+    (duration.as_millis() / DELAY.as_millis()).max(1) as u64
+}
+
+/// What so many runs of so many events each show.
+pub(super) async fn figures(
+    server: &Server,
+    runs: usize,
+    events: u64,
+) -> anyhow::Result<[(&'static str, f64); 4]> {
+    let mut connections = Connection::open_all(server.address, runs).await?;
+    let (cpu, start) = (server.process.cpu()?, Instant::now());
+    let mut lags = pass(server, &mut connections, events).await?;
+    let (cpu, elapsed) = (server.process.cpu()? - cpu, start.elapsed());
+    let count = lags.count() as f64;
+    Ok([
+        ("p50", lags.quantile(0.5)),
+        ("p99", lags.quantile(0.99)),
+        ("cpu of an event", cpu.as_secs_f64() / count),
+        ("events", count / elapsed.as_secs_f64()),
+    ])
 }
 
 /// How late each event of all runs was.
