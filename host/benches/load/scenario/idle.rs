@@ -42,21 +42,26 @@ async fn run(bench: &Bench<'_>, pair: &mut Pair) -> anyhow::Result<Measured> {
     for round in bench.rounds() {
         for server in pair.in_turn_mut(round) {
             server.restart(After::Nothing).await?;
-            let figures = pass(bench, server).await?;
+            let figures = pass(bench, server, bench.n).await?;
             measured.add(round, server.side, figures);
         }
     }
     Ok(measured)
 }
 
-async fn pass(bench: &Bench<'_>, server: &Server) -> anyhow::Result<[(&'static str, f64); 3]> {
+/// What so many streams take of a server that has just started.
+pub(super) async fn pass(
+    bench: &Bench<'_>,
+    server: &Server,
+    count: usize,
+) -> anyhow::Result<[(&'static str, f64); 3]> {
     // The first of all makes what is there once.
     let mut first = Connection::open(server.address).await?;
     first.send(&get("/agents/load/idle-0/plain")).await?;
     first.reply().await?;
     let before = server.process.memory()?;
 
-    let mut connections = Connection::open_all(server.address, bench.n).await?;
+    let mut connections = Connection::open_all(server.address, count).await?;
     let streams = connections.iter_mut().enumerate().map(async |(n, connection)| {
         let instance = n % INSTANCES;
         let path = format_args!("/agents/load/idle-{instance}/hold?heartbeat=2000");
@@ -73,7 +78,7 @@ async fn pass(bench: &Bench<'_>, server: &Server) -> anyhow::Result<[(&'static s
     server.cancel(runs).await?;
     tokio::time::sleep(SETTLED).await;
     let left = server.process.memory()?;
-    let (n, seconds) = (bench.n as f64, bench.duration.as_secs_f64());
+    let (n, seconds) = (count as f64, bench.duration.as_secs_f64());
     Ok([
         ("memory of a stream", (open - before) / n),
         ("cpu of a stream and second", cpu.as_secs_f64() / n / seconds),

@@ -8,8 +8,8 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::{Bench, Scenario, events, tokens};
-use crate::client::{Connection, all, get};
+use super::{Bench, Scenario, events, idle, tokens};
+use crate::client::get;
 use crate::host::{After, Pair, Server};
 use crate::measure::{Measured, Round, Side};
 use crate::peers;
@@ -100,7 +100,8 @@ async fn load(
 ) -> anyhow::Result<()> {
     let side = server.side;
     if side != Side::WasmtimeFresh {
-        measured.add(round, side, [("memory of a stream", memory(bench, server).await?)]);
+        let [memory, ..] = idle::pass(bench, server, STREAMS * bench.n).await?;
+        measured.add(round, side, [memory]);
 
         let plain = get("/agents/load/live/plain");
         let [(_, rate), _, (_, p99), ..] = bench.replies(server, bench.n, |_| &plain).await?;
@@ -128,26 +129,4 @@ async fn load(
         measured.add(round, side, [("states written", rate)]);
     }
     Ok(())
-}
-
-/// The memory that each of many open streams takes of a server that has just started.
-async fn memory(bench: &Bench<'_>, server: &Server) -> anyhow::Result<f64> {
-    // The first of all makes what is there once.
-    let mut first = Connection::open(server.address).await?;
-    first.send(&get("/agents/load/idle-0/plain")).await?;
-    first.reply().await?;
-    let before = server.process.memory()?;
-    let mut connections = Connection::open_all(server.address, STREAMS * bench.n).await?;
-    let streams = connections.iter_mut().enumerate().map(async |(stream, connection)| {
-        let instance = stream % bench.n;
-        let path = format_args!("/agents/load/idle-{instance}/hold?heartbeat=2000");
-        connection.send(&get(path)).await?;
-        Ok(connection.stream().await?.run)
-    });
-    let runs = all(streams).await?;
-    let open = server.process.memory()?;
-    let count = connections.len() as f64;
-    drop(connections);
-    server.cancel(runs).await?;
-    Ok((open - before) / count)
 }
