@@ -5,7 +5,7 @@
 //!
 //! **Mechanism.** Polls of the store and epoch ticks in guest code are noted here. Only a tick looks at the time: the first one since the guest
 //! returned to the host begins what it computes, and what it computed before it gave way counts on. It gives way from the second tick on that is met
-//! since the store last waited.
+//! since the store last waited, unless that one comes [so soon](BRIEF) after the first that it says nothing.
 //!
 //! What counts is the time of the thread, since one that [stands back](crate::wasm::Engine::computing) may wait long for a processor.
 //!
@@ -16,6 +16,10 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// What a store has computed that has only begun to. One that waited for longer than a tick meets its first one at once, and the second may come
+/// at any time after that.
+const BRIEF: Duration = Duration::from_millis(1);
 
 thread_local! {
     static GAVE_WAY: Cell<bool> = const { Cell::new(false) };
@@ -52,12 +56,14 @@ struct Computing {
     before: Duration,
     /// The time of the thread that polls the store when it began, or went on.
     since: Duration,
+    /// The time of that thread when the store met the first tick since it last waited, or went on after it gave way.
+    met: Duration,
 }
 
 impl Computing {
-    /// Until now, in a poll in which it computes.
-    fn total(&self) -> Duration {
-        self.before + thread_time().saturating_sub(self.since)
+    /// Until this time of the thread, in a poll in which it computes.
+    fn total(&self, now: Duration) -> Duration {
+        self.before + now.saturating_sub(self.since)
     }
 }
 
@@ -89,6 +95,7 @@ impl Clock {
                 begun: 0,
                 before: Duration::ZERO,
                 since: Duration::ZERO,
+                met: Duration::ZERO,
             }),
         }
     }
@@ -103,17 +110,21 @@ impl Clock {
     /// A store that waited for longer than a tick meets one as soon as it is polled: giving way there would double the
     /// polls of all stores that do little and seldom, and set each back behind all others.
     pub(in crate::wasm) fn tick(&self) -> (Duration, bool) {
-        let gives_way = self.ticked.swap(true, Ordering::Relaxed);
+        let now = thread_time();
+        let mut computing = self.computing();
+        if !self.ticked.swap(true, Ordering::Relaxed) {
+            computing.met = now;
+        }
+        let gives_way = now.saturating_sub(computing.met) >= BRIEF;
         self.yielded.store(gives_way, Ordering::Relaxed);
         if gives_way {
             give_way();
         }
-        let mut computing = self.computing();
         let begun = self.returns.load(Ordering::Relaxed);
         if computing.begun != begun {
-            *computing = Computing { begun, before: Duration::ZERO, since: thread_time() };
+            (computing.begun, computing.before, computing.since) = (begun, Duration::ZERO, now);
         }
-        (computing.total(), gives_way)
+        (computing.total(now), gives_way)
     }
 
     /// Whether the store is being polled, as opposed to being dropped.
@@ -135,7 +146,9 @@ impl Clock {
     pub(super) fn poll_begins(&self) {
         self.polling.store(true, Ordering::Relaxed);
         if self.yielded.swap(false, Ordering::Relaxed) {
-            self.computing().since = thread_time();
+            let mut computing = self.computing();
+            computing.since = thread_time();
+            computing.met = computing.since;
         } else {
             self.returned();
             self.ticked.store(false, Ordering::Relaxed);
@@ -146,7 +159,65 @@ impl Clock {
         self.polling.store(false, Ordering::Relaxed);
         if self.has_yielded() {
             let mut computing = self.computing();
-            computing.before = computing.total();
+            computing.before = computing.total(thread_time());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Until the thread has computed for as long as makes a store give way.
+    fn compute() {
+        let began = thread_time();
+        while thread_time() - began < BRIEF {}
+    }
+
+    #[test]
+    fn a_store_gives_way_at_a_tick_after_it_has_computed_since_another_one() {
+        let clock = Clock::new();
+        clock.poll_begins();
+        compute();
+        assert!(!clock.tick().1, "the first one may have come while it waited");
+        assert!(!clock.tick().1, "it has computed nothing since");
+        compute();
+        assert!(clock.tick().1);
+        clock.poll_ends();
+    }
+
+    #[test]
+    fn a_store_that_has_given_way_goes_on_for_a_while_and_gives_way_again() {
+        let clock = Clock::new();
+        clock.poll_begins();
+        clock.tick();
+        compute();
+        let (computed, gave_way) = clock.tick();
+        assert!(gave_way && take_gave_way() && clock.has_yielded());
+        clock.poll_ends();
+
+        clock.poll_begins();
+        let (in_all, gives_way) = clock.tick();
+        assert!(!gives_way && !take_gave_way() && !clock.has_yielded());
+        assert!(in_all >= computed, "what it computed before counts on");
+        compute();
+        assert!(clock.tick().1);
+        clock.poll_ends();
+    }
+
+    #[test]
+    fn a_store_that_waited_begins_anew() {
+        let clock = Clock::new();
+        clock.poll_begins();
+        clock.tick();
+        compute();
+        clock.poll_ends();
+
+        clock.poll_begins();
+        compute();
+        let (computed, gives_way) = clock.tick();
+        assert!(!gives_way);
+        assert!(computed < BRIEF, "it is counted from the first tick on");
+        clock.poll_ends();
     }
 }
