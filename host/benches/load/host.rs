@@ -1,7 +1,7 @@
 //! The programs under load: the host as its users run it, and the native server, each a process of its own.
 //!
-//! What is measured is `target/dist/bureau`, built by a cargo of its own: built along with a benchmark, it would have the
-//! features that only tests ask for. A process ends when its handle is dropped, whatever becomes of the scenario, and its
+//! What is measured is a program that is given, or `target/dist/bureau`, built by a cargo of its own: built along with a benchmark, it
+//! would have the features that only tests ask for. A process ends when its handle is dropped, whatever becomes of the scenario, and its
 //! directory with it. Until then a scenario may start it anew, on what it left or on nothing.
 
 use std::fs::{self, File};
@@ -33,6 +33,9 @@ const TARGET: &str = "wasm32-wasip2";
 /// How the README has hosts and agents built that go into service. The native server is as fast without.
 const PROFILE: &str = "dist";
 
+/// Where this repository is.
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
 /// Where a host keeps what it is told and what it must not lose, in its directory.
 const CONFIG: &str = "bureau.toml";
 const DATA: &str = "data";
@@ -60,11 +63,20 @@ pub struct Programs {
 }
 
 impl Programs {
-    pub fn build() -> anyhow::Result<Self> {
+    /// Builds all of them, but for a host that is given.
+    pub fn build(bureau: Option<PathBuf>) -> anyhow::Result<Self> {
         // This program is `target/release/deps/load-HASH`.
         let own = std::env::current_exe()?;
         let target = own.ancestors().nth(3).context("this program is in no target directory")?;
-        cargo(target, &["-p", "bureau"])?;
+        let bureau = match bureau {
+            // Cargo has benchmarks run in the directory of their package.
+            Some(given) => fs::canonicalize(Path::new(WORKSPACE).join(&given))
+                .with_context(|| format!("there is no program {}", given.display()))?,
+            None => {
+                cargo(target, &["-p", "bureau"])?;
+                target.join(PROFILE).join("bureau")
+            }
+        };
         cargo(
             target,
             &["-p", "guests", "--example", GUEST, "--example", PEER, "--target", TARGET],
@@ -73,7 +85,7 @@ impl Programs {
         fs::create_dir_all(&directory)?;
         let guests = target.join(TARGET).join(PROFILE).join("examples");
         Ok(Self {
-            bureau: target.join(PROFILE).join("bureau"),
+            bureau,
             guest: guests.join(GUEST).with_extension("wasm"),
             peer: guests.join(PEER).with_extension("wasm"),
             directory,
@@ -148,7 +160,7 @@ fn cargo(target: &Path, what: &[&str]) -> anyhow::Result<()> {
     let status = std::process::Command::new(cargo)
         // Told of this package by the cargo that started the benchmark, crates would be built anew that look whether that changes.
         .env_remove("CARGO_MANIFEST_DIR")
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .current_dir(WORKSPACE)
         .args(["build", "--quiet", "--profile", PROFILE])
         .args(what)
         .arg("--target-dir")

@@ -36,7 +36,7 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::host::Programs;
+use self::host::{After, Programs};
 use self::report::{Growth, Outcome, Report};
 use self::scenario::{Bench, Scenario};
 
@@ -80,6 +80,9 @@ struct Arguments {
     /// Counts those that take long among `all`.
     #[arg(long)]
     long: bool,
+    /// The host to put under load, from the root of the repository [default: target/dist/bureau, which is built]
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     /// Where everything is written to, as JSON [default: target/bench/load.json]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -110,7 +113,7 @@ fn drive(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     raise_file_limit()?;
-    let programs = Programs::build()?;
+    let programs = Programs::build(arguments.program.clone())?;
     let json = arguments.json.clone().unwrap_or_else(|| programs.directory.join("load.json"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -211,5 +214,7 @@ async fn outcome(
     let measured = ran.with_context(|| format!("the servers logged {warnings:?}"))?;
     let others = pair.cpu_of_others()?.saturating_sub(others);
     let disturbed = others.as_secs_f64() / start.elapsed().as_secs_f64();
+    // A host that is built to learn where it spends its time says so at its end.
+    pair.bureau.end(After::End).await?;
     Outcome::new(scenario, bench.n, &measured, disturbed, warnings)
 }
