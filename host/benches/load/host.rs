@@ -33,8 +33,8 @@ const TARGET: &str = "wasm32-wasip2";
 /// How the README has hosts and agents built that go into service. The native server is as fast without.
 const PROFILE: &str = "dist";
 
-/// Where this repository is.
-const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// The root of the repository. Cargo has benchmarks run in the directory of their package.
+pub const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Where a host keeps what it is told and what it must not lose, in its directory.
 const CONFIG: &str = "bureau.toml";
@@ -69,7 +69,6 @@ impl Programs {
         let own = std::env::current_exe()?;
         let target = own.ancestors().nth(3).context("this program is in no target directory")?;
         let bureau = match bureau {
-            // Cargo has benchmarks run in the directory of their package.
             Some(given) => fs::canonicalize(Path::new(WORKSPACE).join(&given))
                 .with_context(|| format!("there is no program {}", given.display()))?,
             None => {

@@ -36,7 +36,7 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::host::{After, Programs};
+use self::host::{After, Programs, WORKSPACE};
 use self::report::{Growth, Outcome, Report};
 use self::scenario::{Bench, Scenario};
 
@@ -83,7 +83,7 @@ struct Arguments {
     /// The host to put under load, from the root of the repository [default: target/dist/bureau, which is built]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
-    /// Where everything is written to, as JSON [default: target/bench/load.json]
+    /// Where everything is written to, as JSON, from the root of the repository [default: target/bench/load.json]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// What cargo adds.
@@ -114,7 +114,10 @@ fn drive(arguments: Arguments) -> anyhow::Result<()> {
     }
     raise_file_limit()?;
     let programs = Programs::build(arguments.program.clone())?;
-    let json = arguments.json.clone().unwrap_or_else(|| programs.directory.join("load.json"));
+    let json = match &arguments.json {
+        Some(given) => Path::new(WORKSPACE).join(given),
+        None => programs.directory.join("load.json"),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
