@@ -213,11 +213,13 @@ async fn outcome(
     let running = (scenario.run)(bench, &mut pair);
     let ran = tokio::time::timeout(scenario.deadline, running).await;
     let ran = ran.unwrap_or_else(|_| bail!("it has not ended after {:?}", scenario.deadline));
-    let warnings = pair.warnings();
+    let mut warnings = pair.warnings();
     let measured = ran.with_context(|| format!("the servers logged {warnings:?}"))?;
     let others = pair.cpu_of_others()?.saturating_sub(others);
     let disturbed = others.as_secs_f64() / start.elapsed().as_secs_f64();
     // A host that is built to learn where it spends its time says so at its end.
-    pair.bureau.end(After::End).await?;
+    if let Err(error) = pair.bureau.end(After::End).await {
+        warnings.push(format!("{error:#}"));
+    }
     Outcome::new(scenario, bench.n, &measured, disturbed, warnings)
 }

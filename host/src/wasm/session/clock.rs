@@ -56,7 +56,8 @@ struct Computing {
     before: Duration,
     /// The time of the thread that polls the store when it began, or went on.
     since: Duration,
-    /// The time of that thread when the store met the first tick since it last waited, or went on after it gave way.
+    /// The time of that thread when the store met the first tick since it last waited, or went on after it gave way. It says nothing
+    /// while none is `ticked`.
     met: Duration,
 }
 
@@ -107,8 +108,8 @@ impl Clock {
     /// Notes an epoch tick in the middle of guest code; returns how long the guest has computed since it last
     /// returned to the host, to a tick, without the time it gave way to others, and whether it is to give way.
     ///
-    /// A store that waited for longer than a tick meets one as soon as it is polled: giving way there would double the
-    /// polls of all stores that do little and seldom, and set each back behind all others.
+    /// A store that waited for longer than a tick meets one as soon as it is polled: giving way there, or at the next one if that
+    /// follows at once, would double the polls of stores that do little and seldom, and set each back behind all others.
     pub(in crate::wasm) fn tick(&self) -> (Duration, bool) {
         let now = thread_time();
         let mut computing = self.computing();
@@ -174,6 +175,15 @@ mod tests {
         while thread_time() - began < BRIEF {}
     }
 
+    /// The clock of a store that has computed since the first tick of its poll.
+    fn computing() -> Clock {
+        let clock = Clock::new();
+        clock.poll_begins();
+        clock.tick();
+        compute();
+        clock
+    }
+
     #[test]
     fn a_store_gives_way_at_a_tick_after_it_has_computed_since_another_one() {
         let clock = Clock::new();
@@ -188,10 +198,7 @@ mod tests {
 
     #[test]
     fn a_store_that_has_given_way_goes_on_for_a_while_and_gives_way_again() {
-        let clock = Clock::new();
-        clock.poll_begins();
-        clock.tick();
-        compute();
+        let clock = computing();
         let (computed, gave_way) = clock.tick();
         assert!(gave_way && take_gave_way() && clock.has_yielded());
         clock.poll_ends();
@@ -207,10 +214,7 @@ mod tests {
 
     #[test]
     fn a_store_that_waited_begins_anew() {
-        let clock = Clock::new();
-        clock.poll_begins();
-        clock.tick();
-        compute();
+        let clock = computing();
         clock.poll_ends();
 
         clock.poll_begins();
