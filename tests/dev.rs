@@ -114,6 +114,7 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
 
     let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
     save("this does not compile: \"");
+    assert!(said("could not compile `word`"), "the compiler's own words are shown");
     assert!(said("not swapped"), "a build that fails is told");
     assert_eq!(word().await, "first", "and changes nothing");
     save("second");

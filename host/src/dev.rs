@@ -13,8 +13,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use anyhow::Context as _;
 use serde::Deserialize;
@@ -106,7 +107,7 @@ impl Workspace {
     async fn add(&mut self, manifest: &Path) -> anyhow::Result<()> {
         let mut command = Command::new("cargo");
         command.args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]);
-        let output = command.arg(manifest).stderr(Stdio::inherit()).output().await;
+        let output = output(command.arg(manifest)).await;
         let output =
             output.context("cannot run cargo, which builds the agents: is Rust installed?")?;
         anyhow::ensure!(output.status.success(), "cargo cannot read {}", manifest.display());
@@ -220,6 +221,11 @@ pub fn ensure_target(root: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// What a command prints, while what it says of itself goes where this program's does: tokio's own `output` would keep that from view.
+async fn output(command: &mut Command) -> io::Result<Output> {
+    command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?.wait_with_output().await
+}
+
 /// Builds packages of one workspace; returns their components.
 async fn build(root: &Path, packages: &[String]) -> anyhow::Result<Vec<PathBuf>> {
     let mut command = Command::new("cargo");
@@ -228,8 +234,8 @@ async fn build(root: &Path, packages: &[String]) -> anyhow::Result<Vec<PathBuf>>
     for package in packages {
         command.args(["--package", package]);
     }
-    let output = command.current_dir(root).stderr(Stdio::inherit()).output().await?;
-    anyhow::ensure!(output.status.success(), "cargo could not build {}", packages.join(", "));
+    let output = output(command.current_dir(root)).await?;
+    anyhow::ensure!(output.status.success(), "cargo could not build all of {}", root.display());
     let reports = output.stdout.split(|byte| *byte == b'\n');
     let mut components = Vec::new();
     for report in reports.filter_map(|line| serde_json::from_slice::<Report>(line).ok()) {
