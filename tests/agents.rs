@@ -405,6 +405,24 @@ async fn past_the_cap_the_idle_instances_go_that_were_used_least_recently() {
 }
 
 #[tokio::test]
+async fn names_beyond_the_cap_do_not_push_out_the_instances_that_found_room() {
+    let host = TestHost::serving(&["probe"]).config("instances.live = 80").start();
+    let calls =
+        async |name: String| host.json(&format!("probe/{name}/memory")).await["calls"].clone();
+    for n in 0..80 {
+        assert_eq!(calls(format!("early-{n}")).await, 1);
+    }
+    for n in 0..200 {
+        assert_eq!(calls(format!("late-{n}")).await, 1);
+    }
+    for n in 0..16 {
+        assert_eq!(calls(format!("early-{n}")).await, 2);
+    }
+    assert_eq!(calls("late-199".into()).await, 2, "one that came last is there to be called again");
+    assert_eq!(calls("late-0".into()).await, 1, "the first of them went for others");
+}
+
+#[tokio::test]
 async fn when_every_instance_is_at_work_a_new_one_is_refused_until_one_is_idle() {
     let host = TestHost::serving(&["probe"]).config("instances.live = 2").start();
     let one = held(&host, "probe/one").await;

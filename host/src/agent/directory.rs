@@ -6,19 +6,15 @@
 //! **Mechanism.** One map from instance to slot. A slot holds the ledger, shared by all stores of the instance, and the
 //! mailbox of the current one. A store whose module is no longer current, that sat idle, or that must make
 //! room is retired by dropping its mailbox. Each store has a generation, so that an old one's exit cannot
-//! remove its successor; the slot goes when its last store is gone and all it wrote is durable. Stores stand in the order in
-//! which they were last *seen* to be used; being used moves nothing, and one that comes to the front is put where it belongs. Those of an
-//! agent stand in an order of their own as well.
+//! remove its successor; the slot goes when its last store is gone and all it wrote is durable. Which one makes room is
+//! said by an [`Order`], one of all stores and one of each agent's.
 //!
-//! **Limits.** [`InstanceLimits::live`] stores of the host, and of each agent; beyond it the least recently used idle ones go, and when none is
+//! **Limits.** [`InstanceLimits::live`] stores of the host, and of each agent; beyond it idle ones go, and when none is
 //! idle the caller is refused. A full mailbox or too many runs, of the instance or of the agent, refuse the call: nothing waits without bound.
 //!
-//! **Cost.** One short lock per request. Retiring costs the logarithm of the live ones, and as much again for each that was used
-//! since it was last seen; when all are busy, a look at each.
+//! **Cost.** One short lock per request.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::agent::drive::{Drive, Driven, Hold};
 use crate::agent::instance::Actor;
+use crate::agent::order::{Generation, Order, Seen, Usage};
 use crate::agent::registry::{Deployed, Registry};
 use crate::config::InstanceLimits;
 use crate::fault::Fault;
@@ -61,23 +58,20 @@ struct Live {
     draining: bool,
 }
 
-/// The stores that are current, in the order of their use.
+/// The stores that are current: those on their way out do not count.
 #[derive(Default)]
 struct Groups {
-    all: Group,
+    all: Order,
     agents: HashMap<AgentName, Group>,
 }
 
-/// The stores of the host, or of one agent.
+/// The stores of one agent.
 #[derive(Default)]
 struct Group {
-    /// Those that are current: those on their way out do not count.
-    current: usize,
-    /// Each of them, those not used for longest first; and some that no longer are, until they come to the front.
-    seen: BinaryHeap<Reverse<Seen>>,
-    /// Calls sent and not ended, of an agent.
+    order: Order,
+    /// Calls sent and not ended.
     calls: Arc<AtomicUsize>,
-    /// How long one that is not used stays, of an agent.
+    /// How long one that is not used stays.
     idle: Duration,
 }
 
@@ -103,19 +97,9 @@ struct Current {
     load: Arc<Load>,
     mailbox: mpsc::Sender<Box<Call>>,
     drive: Arc<Drive>,
+    /// Whether it was called after the call that it was started for.
+    again: bool,
 }
-
-/// A store, and since when it had not been used when it was last looked at.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Seen {
-    since: Duration,
-    generation: Generation,
-    key: InstanceKey,
-}
-
-/// Which start of a store, counted over the host's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Generation(u64);
 
 /// A call that was taken. Without more it is served by the instance's task.
 pub struct Sent {
@@ -219,7 +203,8 @@ impl Directory {
             live.groups.left(key.agent());
         }
         let (mut retired, mut hold) = (None, None);
-        let current = if slot.current.is_some() {
+        let current = if let Some(current) = &mut slot.current {
+            current.again = true;
             slot.current.as_ref()
         } else {
             match self.room(live, key.agent(), &deployed.limits) {
@@ -265,11 +250,11 @@ impl Directory {
         limits: &InstanceLimits,
     ) -> Result<Option<Hold>, Fault> {
         let now = self.0.now();
-        let of_agent = live.groups.agents.get(agent).map_or(0, |group| group.current);
+        let of_agent = live.groups.agents.get(agent).map_or(0, |group| group.order.live());
         let idle = if of_agent >= limits.live && limits.live < self.0.limits.live {
             let full = Fault::AgentFull { limit: limits.live };
             live.take_idle_of(agent, now).ok_or(full)?
-        } else if live.groups.all.current >= self.0.limits.live {
+        } else if live.groups.all.live() >= self.0.limits.live {
             live.take_idle(now).ok_or_else(|| self.full())?
         } else {
             return Ok(None);
@@ -285,10 +270,9 @@ impl Directory {
         let of_agent = agents.entry(key.agent().clone()).or_default();
         let load = Arc::new(Load::new(self.0.began, of_agent.calls.clone()));
         of_agent.idle = deployed.limits.idle;
-        for group in [of_agent, all] {
-            group.tidy(slots);
-            group.seen.push(Reverse(Seen { since: started, generation, key: key.clone() }));
-            group.current += 1;
+        for order in [&mut of_agent.order, all] {
+            let store = Seen { since: started, generation, key: key.clone() };
+            order.started(store, |store| usage(slots, store));
         }
         let slot = slots.get_mut(key)?;
         let limits = deployed.limits.clone();
@@ -324,8 +308,8 @@ impl Directory {
         }
         let computing = self.engine().computing().clone();
         self.0.shutdown.tasks.spawn(Driven { drive: drive.clone(), computing });
-        slot.current =
-            Some(Current { generation, deployed: deployed.clone(), load, mailbox, drive });
+        let deployed = deployed.clone();
+        slot.current = Some(Current { generation, deployed, load, mailbox, drive, again: false });
         Some(hold)
     }
 
@@ -342,7 +326,7 @@ impl Directory {
     pub(super) fn make_room(&self) -> bool {
         let mut live = self.live();
         let stores: usize = live.slots.values().map(|slot| slot.stores.len()).sum();
-        live.take_idle(self.0.now()).is_some() || stores > live.groups.all.current
+        live.take_idle(self.0.now()).is_some() || stores > live.groups.all.live()
     }
 
     /// Wakes when a store is gone.
@@ -377,7 +361,7 @@ impl Directory {
         let mut live = self.live();
         live.draining = true;
         for group in live.groups.agents.values_mut() {
-            group.clear();
+            group.order.clear();
         }
         live.groups.all.clear();
         for slot in live.slots.values_mut() {
@@ -498,75 +482,40 @@ impl Inner {
 impl Groups {
     /// A store of an agent is no longer current.
     fn left(&mut self, agent: &AgentName) {
-        self.all.current -= 1;
+        self.all.left();
         if let Some(of_agent) = self.agents.get_mut(agent) {
-            of_agent.current -= 1;
+            of_agent.order.left();
         }
     }
 }
 
-impl Group {
-    /// Takes the store that is idle for longest, if it was not used since `horizon`. It is still counted.
-    fn take_idle(
-        &mut self,
-        slots: &mut HashMap<InstanceKey, Slot>,
-        horizon: Duration,
-    ) -> Option<(InstanceKey, Current)> {
-        while let Some(mut first) = self.seen.peek_mut() {
-            let Reverse(Seen { since, generation, key }) = &mut *first;
-            if *since >= horizon {
-                return None;
-            }
-            let place = slots.get_mut(key).map(|slot| &mut slot.current);
-            let this = |current: &Current| current.generation == *generation;
-            let Some(place) = place.filter(|place| place.as_ref().is_some_and(this)) else {
-                PeekMut::pop(first);
-                continue;
-            };
-            match place.as_ref().and_then(|current| current.load.idle_since()) {
-                Some(used) if used == *since => {
-                    let Reverse(Seen { key, .. }) = PeekMut::pop(first);
-                    return place.take().map(|idle| (key, idle));
-                }
-                Some(used) => *since = used,
-                // Behind all that are idle.
-                None => *since = horizon,
-            }
-        }
-        None
-    }
-
-    /// Lets go of what stores that failed have left in the order of use, before it outgrows those that live.
-    fn tidy(&mut self, slots: &HashMap<InstanceKey, Slot>) {
-        if self.seen.len() > 2 * self.current + 64 {
-            self.seen.retain(|Reverse(seen)| {
-                let current = slots.get(&seen.key).and_then(|slot| slot.current.as_ref());
-                current.is_some_and(|current| current.generation == seen.generation)
-            });
-        }
-    }
-
-    /// None is current any more.
-    fn clear(&mut self) {
-        self.current = 0;
-        self.seen.clear();
-    }
+/// How a store is used, if it is still current.
+fn usage(slots: &HashMap<InstanceKey, Slot>, store: &Seen) -> Option<Usage> {
+    let current = slots.get(&store.key)?.current.as_ref()?;
+    (current.generation == store.generation)
+        .then(|| Usage { idle_since: current.load.idle_since(), again: current.again })
 }
 
 impl Live {
-    /// Takes the store that is idle for longest, if it was not used since `horizon`.
+    /// Takes the store that is to make room, if it was not used since `horizon`.
     fn take_idle(&mut self, horizon: Duration) -> Option<Current> {
-        let (key, idle) = self.groups.all.take_idle(&mut self.slots, horizon)?;
-        self.groups.left(key.agent());
-        Some(idle)
+        let Self { groups, slots, .. } = self;
+        let key = groups.all.take(horizon, |store| usage(slots, store))?;
+        self.take(&key)
     }
 
-    /// Takes the store of an agent that is idle for longest, if it was not used since `horizon`.
+    /// Takes the store of an agent that is to make room, if it was not used since `horizon`.
     fn take_idle_of(&mut self, agent: &AgentName, horizon: Duration) -> Option<Current> {
-        let group = self.groups.agents.get_mut(agent)?;
-        let (_, idle) = group.take_idle(&mut self.slots, horizon)?;
-        self.groups.left(agent);
-        Some(idle)
+        let Self { groups, slots, .. } = self;
+        let order = &mut groups.agents.get_mut(agent)?.order;
+        let key = order.take(horizon, |store| usage(slots, store))?;
+        self.take(&key)
+    }
+
+    fn take(&mut self, key: &InstanceKey) -> Option<Current> {
+        let current = self.slots.get_mut(key)?.current.take()?;
+        self.groups.left(key.agent());
+        Some(current)
     }
 
     fn remove_if_unused(&mut self, key: &InstanceKey) {

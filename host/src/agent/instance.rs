@@ -27,7 +27,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::agent::directory::{Directory, Generation, Refused};
+use crate::agent::directory::{Directory, Refused};
+use crate::agent::order::Generation;
 use crate::agent::registry::Deployed;
 use crate::agent::resume::{RETRY, call_again, insist};
 use crate::fault::Fault;

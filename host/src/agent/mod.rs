@@ -2,7 +2,7 @@
 //!
 //! `registry` maps an agent's name to its current module, `trial` has a module show that it works first, `modules` keeps what was
 //! deployed, and `deployments` sees each one through; `directory` an instance to its live store, starting
-//! and retiring them; `instance` is the actor that owns a store, and `drive` says who polls it; `resume` goes on with runs that the host's
+//! and retiring them, in the `order` in which they make room; `instance` is the actor that owns a store, and `drive` says who polls it; `resume` goes on with runs that the host's
 //! end cut off.
 
 mod deployments;
@@ -10,6 +10,7 @@ mod directory;
 mod drive;
 mod instance;
 mod modules;
+mod order;
 mod registry;
 mod resume;
 mod trial;

@@ -102,8 +102,8 @@ limits! {
 
     /// Limits of agents' instances: of all agents in `[instances]`, and over that of one agent in `[agents.NAME.limits]`.
     InstanceLimits, written as WrittenInstances {
-        /// Instances live at once, of all agents together or of the one: past this the least recently used idle one is
-        /// retired. Each keeps its guest's memory.
+        /// Instances live at once, of all agents together or of the one: past this an idle one is
+        /// retired, which of many names that are used once is one of those. Each keeps its guest's memory.
         live: usize, Count = 4096;
         /// How long an instance without runs stays live: a name that was used once must not keep memory for ever.
         idle: Duration, SpanOrZero = Duration::from_secs(60);
