@@ -115,7 +115,7 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
     let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
     save("this does not compile: \"");
     assert!(said("could not compile `word`"), "the compiler's own words are shown");
-    assert!(said("not swapped"), "a build that fails is told");
+    assert!(said("not all swapped"), "a build that fails is told");
     assert_eq!(word().await, "first", "and changes nothing");
     save("second");
     assert!(said("\"deployed\""));
@@ -125,6 +125,36 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
     client.get(format!("{url}/release")).send().await.unwrap();
     let rest = stream.rest().await;
     assert_eq!(data(&rest), ["first"]);
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_compile_keeps_no_other_from_being_swapped() {
+    let directory = tempfile::tempdir().unwrap();
+    let agents = directory.path().join("agents");
+    lock(&agents);
+    save(
+        &agents.join("Cargo.toml"),
+        "[workspace]\nmembers = [\"broken\", \"sound\"]\nresolver = \"3\"\n",
+    );
+    let save =
+        |agent: &str, word: &str| save(&agents.join(agent).join("src/lib.rs"), &source(word));
+    for agent in ["broken", "sound"] {
+        let manifest = manifest(agent).replace("[workspace]\n", "");
+        self::save(&agents.join(agent).join("Cargo.toml"), &manifest);
+        save(agent, "first");
+    }
+    let mut host = develop(&agents, "sound", &directory.path().join("data"));
+    let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
+
+    save("broken", "this does not compile: \"");
+    assert!(said("not all swapped"));
+    save("sound", "second");
+    assert!(said("\"deployed\""));
+    for (agent, word) in [("sound", "second"), ("broken", "first")] {
+        let url = host.url.replace("/sound/", &format!("/{agent}/"));
+        let answer = reqwest::get(format!("{url}/word")).await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), word);
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! **Mechanism.** `cargo metadata` says which crates under the paths build a `cdylib`; `cargo build` makes
 //! components of them and says, in JSON, where they are. A change of sources under the paths, once all are whole, see
 //! [`watch`], builds again and deploys what came out different; when it is that of a `Cargo.toml`, or one
-//! comes or goes, the crates are found anew before. A build that fails changes nothing.
+//! comes or goes, the crates are found anew before. An agent that cannot be built serves on as it was, and the others are deployed.
 //!
 //! **Limits.** Rust crates, and finished components of any language, which are watched as files.
 //!
@@ -126,25 +126,28 @@ impl Workspace {
     pub async fn build(&self) -> anyhow::Result<Vec<PathBuf>> {
         let mut components = Vec::new();
         for (root, packages) in &self.packages {
-            tokio::task::block_in_place(|| ensure_target(root))?;
-            components.extend(build(root, packages).await?);
+            let built = build(root, packages).await?;
+            built.is_all_of(root)?;
+            components.extend(built.components);
         }
         Ok(components)
     }
 
-    /// Builds everything and deploys it.
+    /// Builds everything and deploys what can be built.
     pub async fn build_and_deploy(&self, host: &Host) -> anyhow::Result<()> {
+        let mut all = Ok(());
         for (root, packages) in &self.packages {
-            tokio::task::block_in_place(|| ensure_target(root))?;
-            for component in build(root, packages).await? {
-                deploy_or_say(host, &component).await;
+            let built = build(root, packages).await?;
+            for component in &built.components {
+                deploy_or_say(host, component).await;
             }
+            all = all.and(built.is_all_of(root));
         }
         // One that is gone was told; it may come back.
         for component in self.components.iter().filter(|component| component.exists()) {
             deploy_or_say(host, component).await;
         }
-        Ok(())
+        all
     }
 
     /// Begins to watch the sources.
@@ -172,7 +175,7 @@ impl Workspace {
                 }
             }
             if let Err(error) = self.build_and_deploy(host).await {
-                tracing::error!("not swapped: {error:#}");
+                tracing::error!("not all swapped: {error:#}");
             }
         }
     }
@@ -226,16 +229,30 @@ async fn output(command: &mut Command) -> io::Result<Output> {
     command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?.wait_with_output().await
 }
 
-/// Builds packages of one workspace; returns their components.
-async fn build(root: &Path, packages: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+/// What cargo has made of a workspace's packages.
+struct Built {
+    components: Vec<PathBuf>,
+    /// Cargo itself has said of which, and why not.
+    is_all: bool,
+}
+
+impl Built {
+    fn is_all_of(&self, root: &Path) -> anyhow::Result<()> {
+        anyhow::ensure!(self.is_all, "cargo could not build all of {}", root.display());
+        Ok(())
+    }
+}
+
+/// Builds packages of one workspace, each of them that can be built.
+async fn build(root: &Path, packages: &[String]) -> anyhow::Result<Built> {
+    tokio::task::block_in_place(|| ensure_target(root))?;
     let mut command = Command::new("cargo");
-    command.args(["build", "--release", "--target", TARGET]);
+    command.args(["build", "--release", "--keep-going", "--target", TARGET]);
     command.arg("--message-format=json-render-diagnostics");
     for package in packages {
         command.args(["--package", package]);
     }
     let output = output(command.current_dir(root)).await?;
-    anyhow::ensure!(output.status.success(), "cargo could not build all of {}", root.display());
     let reports = output.stdout.split(|byte| *byte == b'\n');
     let mut components = Vec::new();
     for report in reports.filter_map(|line| serde_json::from_slice::<Report>(line).ok()) {
@@ -246,5 +263,5 @@ async fn build(root: &Path, packages: &[String]) -> anyhow::Result<Vec<PathBuf>>
             components.extend(report.filenames.into_iter().filter(is_component));
         }
     }
-    Ok(components)
+    Ok(Built { components, is_all: output.status.success() })
 }
