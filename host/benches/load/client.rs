@@ -1,7 +1,7 @@
 //! The client: HTTP/1.1 as far as the benchmarks need it, for a fraction of what any server costs.
 //!
 //! All connections are futures on one thread, without a task each. A connection reads into one buffer, finds the head with hyper's
-//! own parser, and hands bodies on as slices of the buffer. An answer that is neither `200` nor `202` is an error: a
+//! own parser, and hands bodies on as slices of the buffer. An answer that is none of `200` to `202` is an error: a
 //! benchmark that measures refusals measures nothing.
 
 use std::io;
@@ -32,8 +32,8 @@ pub struct Connection {
 /// How long a body is.
 enum Length {
     Known(usize),
-    /// What is not known beforehand is a stream, of this run.
-    Chunked(Box<str>),
+    /// What is not known beforehand is a stream, of this run. It comes in chunks, or as it is up to the connection's end.
+    Stream(Box<str>, Chunk),
 }
 
 impl Connection {
@@ -84,10 +84,10 @@ impl Connection {
     pub async fn stream(&mut self) -> anyhow::Result<Stream<'_>> {
         match self.head().await? {
             Length::Known(_) => bail!("a reply came where a stream should"),
-            Length::Chunked(run) => Ok(Stream {
+            Length::Stream(run, chunk) => Ok(Stream {
                 connection: self,
                 run,
-                chunk: Chunk::Size,
+                chunk,
                 event: Vec::new(),
                 blank: Finder::new(b"\n\n"),
             }),
@@ -124,7 +124,7 @@ fn parse(input: &[u8]) -> anyhow::Result<Option<(usize, Length)>> {
     };
     let status = response.code.unwrap_or_default();
     ensure!(
-        matches!(status, 200 | 202),
+        matches!(status, 200..=202),
         "the answer is {status}: {}",
         String::from_utf8_lossy(input)
     );
@@ -134,7 +134,11 @@ fn parse(input: &[u8]) -> anyhow::Result<Option<(usize, Length)>> {
     };
     let length = match value("content-length")? {
         Some(length) => Length::Known(length.parse()?),
-        None => Length::Chunked(value("bureau-run")?.unwrap_or_default().into()),
+        None => {
+            let run = value("bureau-run")?.unwrap_or_default().into();
+            let chunked = value("transfer-encoding")?.is_some();
+            Length::Stream(run, if chunked { Chunk::Size } else { Chunk::Data(usize::MAX) })
+        }
     };
     Ok(Some((head, length)))
 }
@@ -247,6 +251,12 @@ pub fn get(path: impl std::fmt::Display) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
 }
 
+/// A request for a stream of events, by a client that knows what it will get.
+pub fn subscribe(path: impl std::fmt::Display) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n")
+        .into_bytes()
+}
+
 /// A request, by a client that has seen the events up to this one, for those that follow.
 pub fn resume(path: impl std::fmt::Display, cursor: impl std::fmt::Display) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {cursor}\r\n\r\n")
@@ -255,7 +265,14 @@ pub fn resume(path: impl std::fmt::Display, cursor: impl std::fmt::Display) -> V
 
 /// A request to do this.
 pub fn post(path: impl std::fmt::Display) -> Vec<u8> {
-    format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n").into_bytes()
+    publish(path, "")
+}
+
+/// A request to take this.
+pub fn publish(path: impl std::fmt::Display, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
 }
 
 /// Runs these to their end, on one thread and side by side.

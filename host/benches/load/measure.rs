@@ -31,6 +31,8 @@ pub enum Side {
     WasmtimeFresh,
     /// workerd with an agent of Cloudflare's Agents SDK.
     Workerd,
+    /// nginx with nchan, which keeps streams of events and runs nothing.
+    Nchan,
 }
 
 /// One of the rounds, in which each side has a turn.

@@ -1,7 +1,7 @@
-//! Other hosts, beside which the host is put under the same load: `wasmtime serve`, and workerd with an agent of Cloudflare's
-//! Agents SDK.
+//! Other hosts, beside which the host is put under the same load: `wasmtime serve`, workerd with an agent of Cloudflare's
+//! Agents SDK, and nginx with nchan, which has streams of events and no agents.
 //!
-//! Neither is built here. `wasmtime` is one of the `PATH`, and workerd and the SDK are what npm has put into `host/benches/peers`; what is
+//! None is built here. `wasmtime` and `nginx` are those of the `PATH`, and workerd and the SDK are what npm has put into `host/benches/peers`; what is
 //! not there is not measured, and how to get it is said instead. Each is told what its makers' documentation tells it, and keeps
 //! what it writes in a temporary directory of the benchmark's file system.
 
@@ -18,6 +18,10 @@ use crate::measure::Side;
 /// Where workerd's configuration is, and what npm installs.
 const WORKERD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers");
 
+/// Where distributions put nchan.
+const NCHAN: [&str; 2] =
+    ["/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/lib64/nginx/modules/ngx_nchan_module.so"];
+
 /// All that are installed.
 pub async fn start(programs: &Programs) -> anyhow::Result<Vec<Server>> {
     let reusing = wasmtime(programs, Side::Wasmtime, &[]).await?;
@@ -26,7 +30,8 @@ pub async fn start(programs: &Programs) -> anyhow::Result<Vec<Server>> {
         Some(_) => wasmtime(programs, Side::WasmtimeFresh, &fresh).await?,
         None => None,
     };
-    Ok(reusing.into_iter().chain(fresh).chain(workerd(programs).await?).collect())
+    let others = workerd(programs).await?.into_iter().chain(nchan(programs).await?);
+    Ok(reusing.into_iter().chain(fresh).chain(others).collect())
 }
 
 /// `wasmtime serve` with the agent for `wasi:http`. By itself it gives an instance 128 requests, 16 of them at a time.
@@ -35,9 +40,7 @@ async fn wasmtime(
     side: Side,
     options: &[&str],
 ) -> anyhow::Result<Option<Server>> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let program = std::env::split_paths(&path).map(|directory| directory.join("wasmtime"));
-    let Some(program) = program.into_iter().find(|program| program.is_file()) else {
+    let Some(program) = of_path("wasmtime") else {
         eprintln!("load: no wasmtime is on the PATH; cargo install --locked wasmtime-cli");
         return Ok(None);
     };
@@ -77,6 +80,30 @@ fn workerd_program() -> anyhow::Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// nginx with its module.
+async fn nchan(programs: &Programs) -> anyhow::Result<Option<Server>> {
+    let module = NCHAN.iter().find(|module| Path::new(module).is_file());
+    let (Some(program), Some(module)) = (of_path("nginx"), module) else {
+        eprintln!("load: no nginx with nchan is there; apt-get install libnginx-mod-nchan nginx");
+        return Ok(None);
+    };
+    let address = free_address()?;
+    let directory = programs.temporary()?;
+    let path = directory.path().join("nginx.conf");
+    let configuration = include_str!("../peers/nginx.conf").replace("MODULE", module);
+    fs::write(&path, configuration.replace("ADDRESS", &address.to_string()))?;
+    let mut command = Command::new(program);
+    command.arg("-p").arg(directory.path()).arg("-c").arg(path);
+    Server::start(Side::Nchan, command, directory, Ready::Accepts(address)).await.map(Some)
+}
+
+/// The program of this name, if there is one.
+fn of_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut programs = std::env::split_paths(&path).map(|directory| directory.join(name));
+    programs.find(|program| program.is_file())
 }
 
 /// An address that nobody listens on, for a program that does not say which one it took.

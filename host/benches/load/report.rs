@@ -235,6 +235,7 @@ impl Row {
             Side::Wasmtime => "wasmtime serve",
             Side::WasmtimeFresh => "wasmtime serve, no reuse",
             Side::Workerd => "workerd",
+            Side::Nchan => "nchan",
         };
         [
             self.metric.to_owned(),

@@ -10,13 +10,13 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::{Bench, Scenario, cursor, lag};
-use crate::client::{Connection, all, get, resume};
+use crate::client::{Connection, Stream, all, get, resume};
 use crate::host::{Pair, Server};
 use crate::measure::{Latencies, Measured, Side};
 use crate::report::{Line, Target, Unit};
 
 /// Time between two events, in milliseconds.
-const DELAY: u64 = 50;
+pub(super) const DELAY: u64 = 50;
 
 /// Events of a run with a past.
 const HISTORY: u64 = 100_000;
@@ -51,7 +51,7 @@ async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
     for round in bench.rounds() {
         for server in pair.in_turn(round) {
-            let mut new = pass(bench, server, 0).await?;
+            let mut new = pass(bench, server, bench.n, 0).await?;
             let figures = [
                 ("cpu of a delivery", new.cpu),
                 ("deliveries", new.lags.count() as f64 / bench.duration.as_secs_f64()),
@@ -60,7 +60,7 @@ async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
             ];
             measured.add(round, server.side, figures);
             if server.side == Side::Bureau {
-                let old = pass(bench, server, HISTORY).await?;
+                let old = pass(bench, server, bench.n, HISTORY).await?;
                 let metric = "with a past: cpu of a delivery";
                 measured.add(round, Side::Bureau, [(metric, old.cpu)]);
                 measured.add(round, Side::Control, [(metric, new.cpu)]);
@@ -71,15 +71,20 @@ async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
 }
 
 /// What readers of a run got.
-struct Delivered {
+pub(super) struct Delivered {
     /// How late each event of each reader was.
-    lags: Latencies,
+    pub(super) lags: Latencies,
     /// The server's processor time for each of them, in seconds.
-    cpu: f64,
+    pub(super) cpu: f64,
 }
 
-/// Lets all readers read a run that had so many events before.
-async fn pass(bench: &Bench<'_>, server: &Server, history: u64) -> anyhow::Result<Delivered> {
+/// Lets so many readers read a run that had so many events before.
+pub(super) async fn pass(
+    bench: &Bench<'_>,
+    server: &Server,
+    readers: usize,
+    history: u64,
+) -> anyhow::Result<Delivered> {
     let path =
         format!("/agents/load/fan-out/events?n={LENGTH}&size=20&delay={DELAY}&history={history}");
     let mut first = Connection::open(server.address).await?;
@@ -99,16 +104,28 @@ async fn pass(bench: &Bench<'_>, server: &Server, history: u64) -> anyhow::Resul
     }
     let cursor = last.context("the run has no event")??;
 
-    let mut connections = Connection::open_all(server.address, bench.n).await?;
+    let mut connections = Connection::open_all(server.address, readers).await?;
     let streams = connections.iter_mut().map(async |connection| {
         connection.send(&resume(&path, &cursor)).await?;
         connection.stream().await
     });
-    let streams = all(streams).await?;
+    let delivered = read(bench, server, all(streams).await?).await?;
+    server.cancel([first.run.clone()]).await?;
+    Ok(delivered)
+}
+
+/// Reads these streams of events, each of which says when it was emitted.
+pub(super) async fn read(
+    bench: &Bench<'_>,
+    server: &Server,
+    streams: Vec<Stream<'_>>,
+) -> anyhow::Result<Delivered> {
     let (lags, wrong) = (RefCell::new(Latencies::default()), Cell::new(None));
     let reading = all(streams.into_iter().map(async |mut stream| {
         let each = |event: &[u8]| match lag(event) {
             Ok(lag) => lags.borrow_mut().add(lag),
+            // A comment says nothing.
+            Err(_) if event.starts_with(b":") => {}
             Err(error) => wrong.set(Some(error)),
         };
         while stream.next(each).await? {}
@@ -128,6 +145,5 @@ async fn pass(bench: &Bench<'_>, server: &Server, history: u64) -> anyhow::Resul
     }
     wrong.take().map_or(Ok(()), Err)?;
     let lags = lags.take();
-    server.cancel([first.run.clone()]).await?;
     Ok(Delivered { cpu: cpu.as_secs_f64() / lags.count() as f64, lags })
 }

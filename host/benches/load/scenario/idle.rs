@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{Bench, Scenario};
-use crate::client::{Connection, all, get};
+use crate::client::{Connection, all, get, subscribe};
 use crate::host::{After, Pair, Server};
 use crate::measure::{Measured, Side};
 use crate::report::{Line, Target, Unit};
@@ -65,7 +65,7 @@ pub(super) async fn pass(
     let streams = connections.iter_mut().enumerate().map(async |(n, connection)| {
         let instance = n % INSTANCES;
         let path = format_args!("/agents/load/idle-{instance}/hold?heartbeat=2000");
-        connection.send(&get(path)).await?;
+        connection.send(&subscribe(path)).await?;
         Ok(connection.stream().await?.run)
     });
     let runs = all(streams).await?;

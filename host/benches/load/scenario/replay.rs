@@ -15,7 +15,7 @@ use crate::measure::{Latencies, Measured, Side};
 use crate::report::{Line, Target, Unit};
 
 /// Readers at once.
-const READERS: usize = 16;
+pub(super) const READERS: usize = 16;
 
 /// How often one comes alone.
 const ALONE: usize = 20;
@@ -75,7 +75,7 @@ async fn run(bench: &Bench<'_>, pair: &Pair) -> anyhow::Result<Measured> {
 }
 
 /// Lets a run come and end, and returns the cursor of its first event.
-async fn begin(server: &Server, path: &str, events: u64) -> anyhow::Result<String> {
+pub(super) async fn begin(server: &Server, path: &str, events: u64) -> anyhow::Result<String> {
     let mut connection = Connection::open(server.address).await?;
     connection.send(&get(path)).await?;
     let mut stream = connection.stream().await?;
@@ -93,7 +93,7 @@ async fn begin(server: &Server, path: &str, events: u64) -> anyhow::Result<Strin
 
 /// Sends the request on so many connections and reads at least so many events on each; returns how long each waited for its
 /// first.
-async fn read(
+pub(super) async fn read(
     server: &Server,
     request: &[u8],
     readers: usize,
