@@ -128,7 +128,7 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_compile_keeps_no_other_from_being_swapped() {
+async fn an_agent_that_does_not_compile_keeps_no_other_from_being_served_and_swapped() {
     let directory = tempfile::tempdir().unwrap();
     let agents = directory.path().join("agents");
     lock(&agents);
@@ -138,23 +138,25 @@ async fn an_agent_that_does_not_compile_keeps_no_other_from_being_swapped() {
     );
     let save =
         |agent: &str, word: &str| save(&agents.join(agent).join("src/lib.rs"), &source(word));
-    for agent in ["broken", "sound"] {
+    for (agent, word) in [("broken", "this does not compile: \""), ("sound", "first")] {
         let manifest = manifest(agent).replace("[workspace]\n", "");
         self::save(&agents.join(agent).join("Cargo.toml"), &manifest);
-        save(agent, "first");
+        save(agent, word);
     }
     let mut host = develop(&agents, "sound", &directory.path().join("data"));
+    let word = async |agent: &str| {
+        let url = host.url.replace("/sound/", &format!("/{agent}/"));
+        reqwest::get(format!("{url}/word")).await.unwrap().text().await.unwrap()
+    };
     let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
-
-    save("broken", "this does not compile: \"");
-    assert!(said("not all swapped"));
+    assert!(said("not all served"));
+    assert_eq!(word("sound").await, "first");
     save("sound", "second");
     assert!(said("\"deployed\""));
-    for (agent, word) in [("sound", "second"), ("broken", "first")] {
-        let url = host.url.replace("/sound/", &format!("/{agent}/"));
-        let answer = reqwest::get(format!("{url}/word")).await.unwrap();
-        assert_eq!(answer.text().await.unwrap(), word);
-    }
+    assert_eq!(word("sound").await, "second");
+    save("broken", "mended");
+    assert!(said("\"broken\""));
+    assert_eq!(word("broken").await, "mended");
 }
 
 #[tokio::test]

@@ -136,7 +136,13 @@ async fn develop(paths: Vec<PathBuf>, common: Common) -> anyhow::Result<()> {
     let (host, listener, config) = open(configure(None, &common)?).await?;
     let watch = workspace.watched()?;
     host.load().await;
-    workspace.build_and_deploy(&host).await?;
+    if let Err(error) = workspace.build_and_deploy(&host).await {
+        if host.registry().all().is_empty() {
+            return Err(error);
+        }
+        // What is missing may be mended while the others serve.
+        tracing::error!("not all served: {error:#}");
+    }
     host.readiness().loaded();
     ready(&host, &config);
     let agents: Vec<AgentName> =
