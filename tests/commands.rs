@@ -376,6 +376,24 @@ fn a_component_is_inspected_without_a_host() {
     let needs = seen["capabilities"].as_array().unwrap();
     assert!(needs.contains(&json!({ "name": "clocks", "provision": "given" })), "{needs:?}");
 
+    // A new instance pays for each import, so what is only linked into an agent must not bring any.
+    let imports = json(&guest("load"))["imports"].take();
+    let of_wasi = imports.as_array().unwrap().iter().map(|import| import.as_str().unwrap());
+    let of_wasi = of_wasi.filter(|import| !import.starts_with("bureau:"));
+    let of_wasi: Vec<_> = of_wasi.map(|import| import.split_once('@').unwrap().0).collect();
+    let expected = [
+        "wasi:cli/environment",
+        "wasi:cli/exit",
+        "wasi:cli/stderr",
+        "wasi:cli/stdout",
+        "wasi:clocks/monotonic-clock",
+        "wasi:clocks/monotonic-clock",
+        "wasi:clocks/wall-clock",
+        "wasi:io/error",
+        "wasi:io/streams",
+    ];
+    assert_eq!(of_wasi, expected);
+
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("greedy.wasm");
     let component = r#"(component (import "wasi:http/outgoing-handler@0.2.0" (instance)))"#;

@@ -309,7 +309,7 @@ async fn what_a_guest_prints_is_in_the_log_with_agent_instance_and_run() {
     let response = host.get("probe/a%20b/log").await;
     let run = header(response.headers(), "bureau-run").to_owned();
     for stream in ["stdout", "stderr"] {
-        let message = format!("a line on {stream}");
+        let message = format!("a line on {stream} {}", ".".repeat(5000));
         let line = host.logged(|line| line.contains(&message)).await;
         let line: Value =
             serde_json::from_str(&line).expect("the log is JSON where no one watches");

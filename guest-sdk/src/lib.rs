@@ -52,6 +52,8 @@ mod concurrency;
 mod error;
 mod event;
 pub mod fetch;
+#[cfg(target_family = "wasm")]
+mod output;
 mod reply;
 mod request;
 #[doc(hidden)]

@@ -4,10 +4,10 @@
 //! call has returned. That task holds the client's bytes only while a write of them is under way, and ends with the body.
 
 use std::fmt;
-use std::pin::Pin;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
+use wit_bindgen::{StreamReader, StreamWriter};
 
 use crate::bindings::bureau::agent::types as raw;
 use crate::bindings::wit_stream;
@@ -91,8 +91,19 @@ impl Reply {
     /// }
     /// ```
     pub fn chunks(write: impl AsyncFnOnce(Chunks) -> Result<()> + 'static) -> Self {
-        let write: Writer = Box::new(|chunks| Box::pin(write(chunks)));
-        Self::ok(Body(Content::Chunks(write)))
+        // Only here is the stream's type named, so that an agent without such bodies imports nothing for them.
+        Self::ok(Body(Content::Chunks(Box::new(|| {
+            let (writer, reader) = wit_stream::new();
+            // The task of the call lasts until what it spawned has ended, also after its reply is on its way.
+            rt::spawn(async move {
+                match write(Chunks(writer)).await {
+                    Ok(()) => {}
+                    Err(Error::Other(error)) if error.is::<ClientLeft>() => {}
+                    Err(error) => eprintln!("the body ended early: {error}"),
+                }
+            });
+            reader
+        }))))
     }
 
     /// The same with another status. The answer of events keeps its own.
@@ -156,10 +167,9 @@ pub struct Body(Content);
 
 enum Content {
     Bytes(Vec<u8>),
-    Chunks(Writer),
+    /// Begins to write, and returns what the host is to read.
+    Chunks(Box<dyn FnOnce() -> StreamReader<u8>>),
 }
-
-type Writer = Box<dyn FnOnce(Chunks) -> Pin<Box<dyn Future<Output = Result<()>>>>>;
 
 impl From<()> for Body {
     fn from((): ()) -> Self {
@@ -196,7 +206,7 @@ impl fmt::Debug for Content {
 
 /// The writing end of a body, which [`Reply::chunks`] hands out. The body ends when it is dropped.
 #[derive(Debug)]
-pub struct Chunks(wit_bindgen::StreamWriter<u8>);
+pub struct Chunks(StreamWriter<u8>);
 
 /// Nobody reads the body any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -234,20 +244,10 @@ impl From<Reply> for raw::Reply {
 
 impl From<Body> for raw::Body {
     fn from(body: Body) -> Self {
-        let write = match body.0 {
-            Content::Bytes(bytes) => return Self::Bytes(bytes),
-            Content::Chunks(write) => write,
-        };
-        let (writer, reader) = wit_stream::new();
-        // The task of the call lasts until what it spawned has ended, also after its reply is on its way.
-        rt::spawn(async move {
-            match write(Chunks(writer)).await {
-                Ok(()) => {}
-                Err(Error::Other(error)) if error.is::<ClientLeft>() => {}
-                Err(error) => eprintln!("the body ended early: {error}"),
-            }
-        });
-        Self::Chunks(reader)
+        match body.0 {
+            Content::Bytes(bytes) => Self::Bytes(bytes),
+            Content::Chunks(begin) => Self::Chunks(begin()),
+        }
     }
 }
 

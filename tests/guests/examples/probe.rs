@@ -98,8 +98,10 @@ impl Agent for Probe {
             "/reach" => reach(&options),
             "/together" => together().await,
             "/log" => {
-                println!("a line on stdout");
-                eprintln!("a line on stderr");
+                // More than the host takes of it at once.
+                let long = ".".repeat(5000);
+                println!("a line on stdout {long}");
+                eprintln!("a line on stderr {long}");
                 Ok(Reply::text("logged"))
             }
 
