@@ -111,6 +111,9 @@ impl fmt::Display for InstanceKey {
 pub struct RunId(Ulid);
 
 impl RunId {
+    /// Bytes of an id's text.
+    pub const LEN: usize = ulid::ULID_LEN;
+
     /// A new id, unlike any other. It does not sort before one that this process has made in an earlier millisecond, also when the
     /// clock was set back since.
     pub fn generate() -> Self {
@@ -119,9 +122,10 @@ impl RunId {
     }
 
     fn generate_at(clock: SystemTime, latest: &AtomicU64) -> Self {
-        let now = Ulid::from_datetime(clock).timestamp_ms();
+        let drawn = Ulid::from_datetime(clock);
+        let now = drawn.timestamp_ms();
         let begun = latest.fetch_max(now, Ordering::Relaxed).max(now);
-        Self(Ulid::from_parts(begun, Ulid::generate().random()))
+        Self(Ulid::from_parts(begun, drawn.random()))
     }
 
     /// The id as a number, which sorts as the id does.
@@ -161,7 +165,7 @@ impl FromStr for RunId {
 
 impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        f.write_str(self.0.array_to_str(&mut [0; Self::LEN]))
     }
 }
 
@@ -242,6 +246,9 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 pub struct Digest([u8; 32]);
 
 impl Digest {
+    /// Bytes of a digest's text.
+    pub const LEN: usize = 64;
+
     /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
@@ -279,7 +286,7 @@ impl FromStr for Digest {
             b'a'..=b'f' => Ok(byte - b'a' + 10),
             _ => Err(InvalidDigest),
         };
-        if text.len() != 64 {
+        if text.len() != Self::LEN {
             return Err(InvalidDigest);
         }
         let mut bytes = [0; 32];
@@ -292,7 +299,7 @@ impl FromStr for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 64];
+        let mut text = [0; Self::LEN];
         for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
             pair[0] = HEX[usize::from(byte >> 4)];
             pair[1] = HEX[usize::from(byte & 15)];

@@ -9,6 +9,7 @@
 //!
 //! **Limits.** What was sent cannot be taken back: a body that breaks off is known by its missing end. **Cost.** A copy of an agent's header fields.
 
+use std::fmt::{Display, Write as _};
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -195,15 +196,18 @@ pub(super) fn for_method(method: &Method, mut response: Response<Body>) -> Respo
 
 /// Says which run on which module answered.
 pub(super) fn identify(response: &mut Response<Body>, run: RunId, module: Digest) {
-    response.headers_mut().insert(RUN, value(run));
+    response.headers_mut().insert(RUN, value(run, RunId::LEN));
     identify_module(response, module);
 }
 
 /// Says which module would answer.
 pub(super) fn identify_module(response: &mut Response<Body>, module: Digest) {
-    response.headers_mut().insert(MODULE, value(module));
+    response.headers_mut().insert(MODULE, value(module, Digest::LEN));
 }
 
-fn value(id: impl std::fmt::Display) -> HeaderValue {
-    HeaderValue::try_from(id.to_string()).expect("ids and digests are ASCII letters and digits")
+/// An id that is so long, in a buffer of its size, which the value then keeps.
+fn value(id: impl Display, len: usize) -> HeaderValue {
+    let mut text = String::with_capacity(len);
+    write!(text, "{id}").expect("a string takes any text");
+    HeaderValue::try_from(text).expect("ids and digests are ASCII letters and digits")
 }

@@ -107,8 +107,9 @@ pub(super) fn copy_of(value: &HeaderValue) -> HeaderValue {
 
 /// A header's value as agents get it: one character per byte.
 pub(super) fn text_of(value: &HeaderValue) -> Cow<'_, str> {
-    match value.to_str() {
-        Ok(text) => text.into(),
-        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+    let bytes = value.as_bytes();
+    match str::from_utf8(bytes) {
+        Ok(text) if text.is_ascii() => text.into(),
+        _ => bytes.iter().copied().map(char::from).collect(),
     }
 }

@@ -32,8 +32,8 @@ use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
 use crate::journal::{Keyed, Located, RunRecord, Step, Tail, Turn, Write};
 use crate::wasm::{KeptReply, epitaph};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const PREFER: HeaderName = HeaderName::from_static("prefer");
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const PREFER: &str = "prefer";
 
 /// The longest key.
 const MAX_KEY: usize = 255;
@@ -53,9 +53,15 @@ pub(super) struct Terms {
 impl Terms {
     /// The terms of these headers, if there are any.
     pub(super) fn of(headers: &HeaderMap) -> Result<Option<Box<Self>>, Problem> {
-        let key = headers.get(IDEMPOTENCY_KEY).map(key_of).transpose()?;
-        let prefer = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
-        let respond_async = prefer.into_iter().any(agent::prefers_async);
+        // Once through them all is less than to look for either, of which most have none.
+        let (mut key, mut respond_async) = (None, false);
+        for (name, value) in headers {
+            match name.as_str() {
+                IDEMPOTENCY_KEY if key.is_none() => key = Some(key_of(value)?),
+                PREFER => respond_async |= value.to_str().is_ok_and(agent::prefers_async),
+                _ => {}
+            }
+        }
         let any = key.is_some() || respond_async;
         Ok(any.then(|| Box::new(Self { key, respond_async })))
     }

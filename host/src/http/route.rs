@@ -248,11 +248,17 @@ fn fields<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<Strin
 
 /// The first segment that is not empty, and what follows it.
 fn segment(path: &str) -> (&str, &str) {
-    let path = path.trim_start_matches('/');
-    path.split_at(path.find('/').unwrap_or(path.len()))
+    // By bytes: a search for a character is made for longer texts.
+    let is_slash = |byte: &u8| *byte == b'/';
+    let begins = path.bytes().take_while(is_slash).count();
+    let path = &path[begins..];
+    path.split_at(path.bytes().position(|byte| is_slash(&byte)).unwrap_or(path.len()))
 }
 
 fn decode<'a>(what: &str, name: &'a str) -> Result<Cow<'a, str>, Problem> {
+    if !name.bytes().any(|byte| byte == b'%') {
+        return Ok(name.into());
+    }
     percent_decode_str(name).decode_utf8().map_err(|_| {
         let start: String = name.chars().take(80).collect();
         Problem::BadName(format!("the {what}'s name {start:?} is not UTF-8 once percent-decoded"))
