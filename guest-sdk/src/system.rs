@@ -1,19 +1,24 @@
-//! What an agent prints: the way from `println!` and a panic's message to the host's log.
+//! What the standard library asks of the system by way of C: where an agent's prints go, its environment, and its sudden end.
 //!
-//! **Problem.** The C library, which the standard library prints with, is ready for files, terminals and pipes. For what an agent prints
-//! it has seventeen imports, and a new instance pays for each: an import takes some 800 of its instructions.
+//! **Problem.** The C library is ready for files, terminals and pipes, and for programs that are started with an environment and end with a status.
+//! For what an agent prints, and the message with which it panics, it has nineteen imports, and a new instance pays for each: an import takes some
+//! 800 of its instructions.
 //!
-//! **Mechanism.** Its function `write` is defined here, with four imports, and the linker then leaves out that of the C library with all that it needs.
+//! **Mechanism.** The functions of it that the standard library calls are defined here, with four imports, and the linker then leaves out those of the C
+//! library with all that they need.
 //!
-//! **Limits.** It writes to standard output and standard error. Nothing else can be open for writing in an agent.
+//! **Limits.** `write` is for standard output and standard error: nothing else can be open for writing in an agent. Agents have no
+//! environment; what the operator gives them is [configuration](crate::config).
 //!
 //! **Cost.** One call of the host for each line, or 4 KiB.
 
-#![expect(unsafe_code, reason = "C calls this function, with a pointer and a length")]
+#![expect(unsafe_code, reason = "C calls these functions, one with a pointer and a length")]
 
+use std::arch::wasm32::unreachable;
 use std::cell::OnceCell;
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 use std::mem::ManuallyDrop;
+use std::ptr::null_mut;
 use std::thread::LocalKey;
 
 use wasip2::cli::{stderr, stdout};
@@ -49,4 +54,16 @@ unsafe extern "C" fn write(descriptor: c_int, bytes: *const u8, count: usize) ->
         let stream = stream.get_or_init(|| ManuallyDrop::new(get()));
         stream.blocking_write_and_flush(bytes).map_or(FAILED, |()| bytes.len().cast_signed())
     })
+}
+
+/// C's `getenv`: no variable is set.
+#[unsafe(no_mangle)]
+extern "C" fn getenv(_name: *const c_char) -> *mut c_char {
+    null_mut()
+}
+
+/// C's `abort`, by which a panic ends the instance.
+#[unsafe(no_mangle)]
+extern "C" fn abort() -> ! {
+    unreachable()
 }
