@@ -382,6 +382,8 @@ fn a_component_is_inspected_without_a_host() {
     let of_wasi = of_wasi.filter(|import| !import.starts_with("bureau:"));
     let of_wasi: Vec<_> = of_wasi.map(|import| import.split_once('@').unwrap().0).collect();
     let expected = [
+        "wasi:cli/environment",
+        "wasi:cli/exit",
         "wasi:cli/stderr",
         "wasi:cli/stdout",
         "wasi:clocks/monotonic-clock",

@@ -52,14 +52,14 @@ mod concurrency;
 mod error;
 mod event;
 pub mod fetch;
+#[cfg(target_family = "wasm")]
+mod output;
 mod reply;
 mod request;
 #[doc(hidden)]
 pub mod rt;
 mod run;
 mod storage;
-#[cfg(target_family = "wasm")]
-mod system;
 mod wasi;
 
 pub use http;

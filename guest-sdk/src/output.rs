@@ -1,24 +1,20 @@
-//! What the standard library asks of the system by way of C: where an agent's prints go, its environment, and its sudden end.
+//! What an agent prints: the way from `println!` and a panic's message to the host's log.
 //!
-//! **Problem.** The C library is ready for files, terminals and pipes, and for programs that are started with an environment and end with a status.
-//! For what an agent prints, and the message with which it panics, it has nineteen imports, and a new instance pays for each: an import takes some
-//! 800 of its instructions.
+//! **Problem.** The C library, which the standard library prints with, is ready for files, terminals and pipes. For what an agent prints
+//! it has seventeen imports, and a new instance pays for each: an import takes some 800 of its instructions.
 //!
-//! **Mechanism.** The functions of it that the standard library calls are defined here, with four imports, and the linker then leaves out those of the C
-//! library with all that they need.
+//! **Mechanism.** Its function `write` is defined here, with four imports, and the linker then leaves out that of the C library with all that it needs.
 //!
-//! **Limits.** `write` is for standard output and standard error: nothing else can be open for writing in an agent. Agents have no
-//! environment; what the operator gives them is [configuration](crate::config).
+//! **Limits.** It writes to standard output and standard error. Nothing else can be open for writing in an agent. When it fails, `errno` stays
+//! as it is.
 //!
 //! **Cost.** One call of the host for each line, or 4 KiB.
 
-#![expect(unsafe_code, reason = "C calls these functions, one with a pointer and a length")]
+#![expect(unsafe_code, reason = "C calls this function, with a pointer and a length")]
 
-use std::arch::wasm32::unreachable;
 use std::cell::OnceCell;
-use std::ffi::{c_char, c_int};
+use std::ffi::c_int;
 use std::mem::ManuallyDrop;
-use std::ptr::null_mut;
 use std::thread::LocalKey;
 
 use wasip2::cli::{stderr, stdout};
@@ -39,10 +35,13 @@ thread_local! {
 ///
 /// # Safety
 ///
-/// C's: `bytes` are so many that can be read.
+/// C's: `bytes` are so many that can be read, and may be null if they are none.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn write(descriptor: c_int, bytes: *const u8, count: usize) -> isize {
     const FAILED: isize = -1;
+    if count == 0 {
+        return 0;
+    }
     // SAFETY: the caller's promise; fewer than there are.
     let bytes = unsafe { std::slice::from_raw_parts(bytes, count.min(AT_ONCE)) };
     let (stream, get): (&LocalKey<Stream>, fn() -> OutputStream) = match descriptor {
@@ -54,16 +53,4 @@ unsafe extern "C" fn write(descriptor: c_int, bytes: *const u8, count: usize) ->
         let stream = stream.get_or_init(|| ManuallyDrop::new(get()));
         stream.blocking_write_and_flush(bytes).map_or(FAILED, |()| bytes.len().cast_signed())
     })
-}
-
-/// C's `getenv`: no variable is set.
-#[unsafe(no_mangle)]
-extern "C" fn getenv(_name: *const c_char) -> *mut c_char {
-    null_mut()
-}
-
-/// C's `abort`, by which a panic ends the instance.
-#[unsafe(no_mangle)]
-extern "C" fn abort() -> ! {
-    unreachable()
 }
