@@ -208,13 +208,16 @@ impl Directory {
             slot.current.as_ref()
         } else {
             match self.room(live, key.agent(), &deployed.limits) {
-                Ok(idle) => retired = idle,
+                Ok(idle) => {
+                    // Held, so that it is seen off by who takes its place.
+                    retired = idle.as_ref().and_then(|idle| idle.drive.hold());
+                    hold = self.start(live, key, deployed, idle.is_some());
+                }
                 Err(fault) => {
                     live.remove_if_unused(key);
                     return Err(Refused { call, fault });
                 }
             }
-            hold = self.start(live, key, deployed);
             live.slots.get(key).and_then(|slot| slot.current.as_ref())
         };
         let limits = &deployed.limits;
@@ -241,28 +244,33 @@ impl Directory {
         }
     }
 
-    /// Sees to it that there is room for one more store of an agent, and returns the one that makes it, held, so that it is seen off
-    /// by who takes its place.
+    /// Sees to it that there is room for one more store of an agent, and returns the one that had to go for it.
     fn room(
         &self,
         live: &mut Live,
         agent: &AgentName,
         limits: &InstanceLimits,
-    ) -> Result<Option<Hold>, Fault> {
+    ) -> Result<Option<Current>, Fault> {
         let now = self.0.now();
         let of_agent = live.groups.agents.get(agent).map_or(0, |group| group.order.live());
-        let idle = if of_agent >= limits.live && limits.live < self.0.limits.live {
+        if of_agent >= limits.live && limits.live < self.0.limits.live {
             let full = Fault::AgentFull { limit: limits.live };
-            live.take_idle_of(agent, now).ok_or(full)?
+            live.take_idle_of(agent, now).ok_or(full).map(Some)
         } else if live.groups.all.live() >= self.0.limits.live {
-            live.take_idle(now).ok_or_else(|| self.full())?
+            live.take_idle(now).ok_or_else(|| self.full()).map(Some)
         } else {
-            return Ok(None);
-        };
-        Ok(idle.drive.hold())
+            Ok(None)
+        }
     }
 
-    fn start(&self, live: &mut Live, key: &InstanceKey, deployed: &Arc<Deployed>) -> Option<Hold> {
+    /// Starts a store, for which another one had to go or not.
+    fn start(
+        &self,
+        live: &mut Live,
+        key: &InstanceKey,
+        deployed: &Arc<Deployed>,
+        had_to_go: bool,
+    ) -> Option<Hold> {
         let Live { slots, generations, groups: Groups { all, agents }, .. } = live;
         *generations += 1;
         let generation = Generation(*generations);
@@ -272,7 +280,7 @@ impl Directory {
         of_agent.idle = deployed.limits.idle;
         for order in [&mut of_agent.order, all] {
             let store = Seen { since: started, generation, key: key.clone() };
-            order.started(store, |store| usage(slots, store));
+            order.started(store, had_to_go, |store| usage(slots, store));
         }
         let slot = slots.get_mut(key)?;
         let limits = deployed.limits.clone();

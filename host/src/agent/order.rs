@@ -4,27 +4,29 @@
 //! those in use. And a store is made in the memory of the one that goes: that of the one idle for longest has long left the processor's
 //! caches, and a start there costs a quarter more than where one has just been.
 //!
-//! **Mechanism.** The last [`NEWCOMERS`] stores to start are newcomers until they are called again; all others are regulars. Where
-//! room is needed and there are as many newcomers, the one of them that is idle for longest goes, and otherwise the one of all. So
-//! a store that found room stays for as long as an idle one may, and those that find none share a few places. Both kinds stand
-//! in the order in which they were last *seen* to be used: being used moves nothing, and one that comes to the front is put where it belongs.
+//! **Mechanism.** 2Q, of Johnson and Shasha (VLDB 1994). A store for which another one had to go is a *newcomer* until it is called
+//! again; all others are *regulars*. Where room is needed and there are [`NEWCOMERS`], the one of them that is idle for longest goes,
+//! and otherwise the one of all. So a store that found room stays for as long as an idle one may, and those that find none
+//! share a few places. A newcomer that went is remembered for a while, by its name only: if it is called then, it is a regular at
+//! once. Both kinds stand in the order in which they were last *seen* to be used: being used moves nothing, and one that comes to
+//! the front is put where it belongs.
 //!
 //! **Limits.** Which stores there are and how they are used is the caller's to know. One that is gone may stand in the order until it comes to the
-//! front, but as many as that are no more than those that are there, and a few. Names that take turns beyond the cap find no store from before
-//! until those that do not take part have been idle for long enough to retire.
+//! front, but as many as that are no more than those that are there, and a few. Half as many names are remembered as there are stores.
 //!
-//! **Cost.** The logarithm of the live ones for each that goes, or of [`NEWCOMERS`]; and as much again for each that was used
-//! since it was last seen. When all are busy, a look at each.
+//! **Cost.** The logarithm of the live ones for each that goes, and as much again for each that was used
+//! since it was last seen. When all are busy, a look at each. A name that is remembered takes some 20 bytes.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::{BinaryHeap, PeekMut};
+use std::collections::{HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use crate::id::InstanceKey;
 
-/// Few enough that a processor's caches have room for what they leave, and enough that a client which calls twice finds the
-/// same one.
-const NEWCOMERS: usize = 64;
+/// Few enough that a processor's own caches have room for most of what they leave.
+const NEWCOMERS: usize = 16;
 
 /// Which start of a store, counted over the host's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +55,7 @@ pub(super) struct Order {
     live: usize,
     newcomers: Line,
     regulars: Line,
+    remembered: Names,
 }
 
 /// Those first that were idle for longest when they were last seen.
@@ -64,21 +67,19 @@ impl Order {
         self.live
     }
 
-    /// A store is starting. `usage` knows those that are there.
-    pub(super) fn started(&mut self, store: Seen, usage: impl Fn(&Seen) -> Option<Usage>) {
-        // Most that are gone were in front.
-        while let Some(first) = self.newcomers.peek_mut()
-            && usage(&first.0).is_none()
-        {
-            PeekMut::pop(first);
-        }
-        if self.regulars.len() > 2 * self.live + NEWCOMERS {
-            self.regulars.retain(|store| usage(&store.0).is_some());
-        }
+    /// A store is starting, and another one had to go for it or not. `usage` knows those that are there.
+    pub(super) fn started(
+        &mut self,
+        store: Seen,
+        had_to_go: bool,
+        usage: impl Fn(&Seen) -> Option<Usage>,
+    ) {
         self.live += 1;
-        self.newcomers.push(Reverse(store));
-        if self.newcomers.len() > NEWCOMERS {
-            self.regulars.extend(self.newcomers.pop());
+        let is_newcomer = had_to_go && !self.remembered.take(&store.key);
+        let line = if is_newcomer { &mut self.newcomers } else { &mut self.regulars };
+        line.push(Reverse(store));
+        if line.len() > 2 * self.live + NEWCOMERS {
+            line.retain(|store| usage(&store.0).is_some());
         }
     }
 
@@ -100,13 +101,17 @@ impl Order {
         let regular = (!crowded)
             .then(|| longest_idle(regulars, horizon, |store| Some(usage(store)?.idle_since)))
             .flatten();
-        let line = match (newcomer, regular) {
+        let oldest_is_regular = match (newcomer, regular) {
             (None, None) => return None,
-            (Some(newcomer), Some(regular)) if regular < newcomer => regulars,
-            (Some(_), _) => newcomers,
-            (None, Some(_)) => regulars,
+            (Some(newcomer), Some(regular)) => regular < newcomer,
+            (_, regular) => regular.is_some(),
         };
-        line.pop().map(|Reverse(first)| first.key)
+        let line = if oldest_is_regular { regulars } else { newcomers };
+        let Reverse(Seen { key, .. }) = line.pop()?;
+        if !oldest_is_regular {
+            self.remembered.add(&key, self.live / 2);
+        }
+        Some(key)
     }
 
     /// A store is there no longer.
@@ -117,6 +122,32 @@ impl Order {
     /// None is there any more.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// The names of those that went last, each as a hash that nobody outside can foresee.
+#[derive(Debug, Default)]
+struct Names {
+    hasher: RandomState,
+    known: HashSet<u64>,
+    /// Those that are known and some that were, the oldest first.
+    order: VecDeque<u64>,
+}
+
+impl Names {
+    /// Knows this name, and of those before it the last ones, so many with it.
+    fn add(&mut self, key: &InstanceKey, most: usize) {
+        let name = self.hasher.hash_one(key);
+        self.known.insert(name);
+        self.order.push_back(name);
+        while self.order.len() > most {
+            self.order.pop_front().map(|oldest| self.known.remove(&oldest));
+        }
+    }
+
+    /// Whether it is known. It no longer is.
+    fn take(&mut self, key: &InstanceKey) -> bool {
+        self.known.remove(&self.hasher.hash_one(key))
     }
 }
 
@@ -192,11 +223,12 @@ mod tests {
                 return None;
             }
             let gone = (self.order.live() >= self.room).then(|| self.take().expect("one is idle"));
+            let had_to_go = gone.is_some();
             let since = self.time();
             self.generations += 1;
             let generation = Generation(self.generations);
             let store = Seen { since, generation, key: key(name) };
-            self.order.started(store, Self::usage(&self.live));
+            self.order.started(store, had_to_go, Self::usage(&self.live));
             let usage = Usage { idle_since: None, again: false };
             self.live.insert(key(name), (generation, usage));
             gone
@@ -237,12 +269,36 @@ mod tests {
         for n in 0..1000 {
             let gone = stores.call(&format!("late-{n}")).unwrap();
             let expected = match n {
-                ..NEWCOMERS => format!("early-{}", 100 - NEWCOMERS + n),
+                ..NEWCOMERS => format!("early-{n}"),
                 _ => format!("late-{}", n - NEWCOMERS),
             };
             assert_eq!(gone, expected);
         }
-        assert!((0..100 - NEWCOMERS).all(|n| stores.has(&format!("early-{n}"))));
+        assert!((NEWCOMERS..100).all(|n| stores.has(&format!("early-{n}"))));
+    }
+
+    #[test]
+    fn one_that_went_and_is_called_soon_is_a_regular_at_once() {
+        let mut stores = Stores::with_room_for(100);
+        for n in 0..100 {
+            stores.call(&format!("early-{n}"));
+        }
+        let others = |stores: &mut Stores, round: &str, count| {
+            for n in 0..count {
+                stores.call(&format!("{round}-{n}"));
+            }
+        };
+        stores.call("soon");
+        stores.call("late");
+        others(&mut stores, "others", NEWCOMERS + 1);
+        assert!(!stores.has("soon") && !stores.has("late"));
+        stores.call("soon");
+        others(&mut stores, "more", 1000);
+        assert!(stores.has("soon"));
+        // It was one of a thousand, and half as many are remembered as there are stores.
+        stores.call("late");
+        others(&mut stores, "last", NEWCOMERS);
+        assert!(!stores.has("late"));
     }
 
     #[test]
@@ -252,13 +308,14 @@ mod tests {
             stores.call(&format!("early-{n}"));
         }
         stores.call("early-0");
-        stores.call("late");
+        assert_eq!(stores.call("late").as_deref(), Some("early-1"));
         assert_eq!(stores.call("late"), None);
         // Its place among the newcomers is free once it is seen that it left it.
-        let gone: Vec<_> =
-            (0..=NEWCOMERS).map(|n| stores.call(&format!("later-{n}")).unwrap()).collect();
-        assert!(gone.contains(&"early-1".to_owned()), "{gone:?}");
-        assert!(stores.has("late") && stores.has("early-0") && stores.has("early-2"));
+        for n in 0..NEWCOMERS {
+            assert_eq!(stores.call(&format!("later-{n}")), Some(format!("early-{}", 2 + n)));
+        }
+        assert_eq!(stores.call("last").as_deref(), Some("later-0"));
+        assert!(stores.has("late") && stores.has("early-0"));
     }
 
     #[test]
@@ -313,8 +370,9 @@ mod tests {
             // Regulars and newcomers fail, and none that is in front of its line.
             stores.call(&n.to_string());
             stores.fail(&(n - [10, 100][n % 2]).to_string());
-            let [newcomers, regulars] = [&stores.order.newcomers, &stores.order.regulars];
-            assert!(newcomers.len() <= NEWCOMERS && regulars.len() <= 2 * 171 + NEWCOMERS + 1);
+            for line in [&stores.order.newcomers, &stores.order.regulars] {
+                assert!(line.len() <= 2 * 171 + NEWCOMERS + 1);
+            }
         }
     }
 }
