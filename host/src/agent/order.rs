@@ -77,10 +77,11 @@ impl Order {
         self.live += 1;
         let is_newcomer = had_to_go && !self.remembered.take(&store.key);
         let line = if is_newcomer { &mut self.newcomers } else { &mut self.regulars };
-        line.push(Reverse(store));
         if line.len() > 2 * self.live + NEWCOMERS {
             line.retain(|store| usage(&store.0).is_some());
         }
+        // Not before: it is not there yet.
+        line.push(Reverse(store));
     }
 
     /// Takes the store that is to go next out of the order, of those that are idle since before `horizon`. It still counts as live.
@@ -140,8 +141,10 @@ impl Names {
         let name = self.hasher.hash_one(key);
         self.known.insert(name);
         self.order.push_back(name);
-        while self.order.len() > most {
-            self.order.pop_front().map(|oldest| self.known.remove(&oldest));
+        while self.order.len() > most
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
         }
     }
 
@@ -370,9 +373,10 @@ mod tests {
             // Regulars and newcomers fail, and none that is in front of its line.
             stores.call(&n.to_string());
             stores.fail(&(n - [10, 100][n % 2]).to_string());
-            for line in [&stores.order.newcomers, &stores.order.regulars] {
-                assert!(line.len() <= 2 * 171 + NEWCOMERS + 1);
-            }
+            let lines = [&stores.order.newcomers, &stores.order.regulars];
+            assert!(lines.iter().all(|line| line.len() <= 2 * 171 + NEWCOMERS + 1));
+            let started = key(&n.to_string());
+            assert!(lines.into_iter().flatten().any(|store| store.0.key == started));
         }
     }
 }
