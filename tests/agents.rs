@@ -420,6 +420,17 @@ async fn names_beyond_the_cap_do_not_push_out_the_instances_that_found_room() {
     }
     assert_eq!(calls("late-199".into()).await, 2, "one that came last is there to be called again");
     assert_eq!(calls("late-0".into()).await, 1, "the first of them went for others");
+
+    let others = async |names: &str, count: usize| {
+        for n in 0..count {
+            assert_eq!(calls(format!("{names}-{n}")).await, 1);
+        }
+    };
+    assert_eq!(calls("soon".into()).await, 1);
+    others("then", 20).await;
+    assert_eq!(calls("soon".into()).await, 1, "it went too");
+    others("after", 100).await;
+    assert_eq!(calls("soon".into()).await, 2, "but was called again soon, so it stayed");
 }
 
 #[tokio::test]
