@@ -8,7 +8,8 @@
 //! **Mechanism.** Each scenario starts the host as its users run it, and a server on bare hyper that answers the same requests
 //! with the same bytes. Both stay up, and one client drives them by turns, round after round, each round in the opposite
 //! order of the one before. What is reported is the median of the rounds and how far they reach, for each side
-//! and for the ratio within a round, and whether that is what the scenario must reach.
+//! and for the ratio within a round, and whether that is what the scenario must reach. The rounds that count are those in which
+//! others on the machine were least at the caches.
 //!
 //! **Limits.** The client is one thread and shares the processors with the servers: on few cores it takes its part of what
 //! there is, the same from both. Every scenario ends by itself.
@@ -21,12 +22,14 @@
 //! | `native.rs` | the native server |
 //! | `fill.rs` | journals with years of use |
 //! | `bare.rs` | loops on the same disk without a server |
+//! | `caches.rs` | whether others leave the caches alone |
 //! | `client.rs` | the client |
 //! | `measure.rs` | figures, and what the kernel says of a process |
 //! | `report.rs` | the tables, and the file with everything |
 
 #![expect(unreachable_pub, reason = "a program has no outside")]
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -36,11 +39,13 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::caches::Caches;
 use self::host::{After, Programs, WORKSPACE};
 use self::report::{Growth, Outcome, Report};
 use self::scenario::{Bench, Scenario};
 
 mod bare;
+mod caches;
 mod client;
 mod fill;
 mod host;
@@ -65,7 +70,7 @@ struct Arguments {
     /// Lists the scenarios and what each must reach.
     #[arg(long)]
     list: bool,
-    /// Rounds that count.
+    /// Rounds that count: of up to three times as many, while others are at the caches, the least disturbed ones
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// How long a side is under load in a round, where time and not work is what is set.
@@ -114,6 +119,7 @@ fn drive(arguments: Arguments) -> anyhow::Result<()> {
     }
     raise_file_limit()?;
     let programs = Programs::build(arguments.program.clone())?;
+    let caches = Caches::new();
     let json = match &arguments.json {
         Some(given) => Path::new(WORKSPACE).join(given),
         None => programs.directory.join("load.json"),
@@ -123,7 +129,7 @@ fn drive(arguments: Arguments) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         // Whatever ends this, the servers end with what holds them.
         tokio::select! {
-            ran = run(&arguments, &scenarios, &programs, &json) => ran,
+            ran = run(&arguments, &scenarios, &programs, &caches, &json) => ran,
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
             _ = terminate.recv() => bail!("terminated"),
         }
@@ -157,6 +163,7 @@ async fn run(
     arguments: &Arguments,
     scenarios: &[&'static Scenario],
     programs: &Programs,
+    caches: &Caches,
     json: &Path,
 ) -> anyhow::Result<()> {
     let mut report = Report::new(arguments.rounds, arguments.seconds)?;
@@ -172,6 +179,9 @@ async fn run(
             let bench = Bench {
                 directory: &programs.directory,
                 programs,
+                caches,
+                looks: RefCell::default(),
+                again_until: Instant::now() + scenario.deadline / 2,
                 rounds: arguments.rounds,
                 duration: Duration::try_from_secs_f64(arguments.seconds)?,
                 n: n.round().max(1.0) as usize,
@@ -221,5 +231,5 @@ async fn outcome(
     if let Err(error) = pair.bureau.end(After::End).await {
         warnings.push(format!("{error:#}"));
     }
-    Outcome::new(scenario, bench.n, &measured, disturbed, warnings)
+    Outcome::new(scenario, bench, &measured, disturbed, warnings)
 }

@@ -38,28 +38,20 @@ pub enum Side {
 /// One of the rounds, in which each side has a turn.
 #[derive(Debug, Clone, Copy)]
 pub struct Round {
-    number: usize,
+    /// That to warm up, which never counts, is number 0.
+    pub number: usize,
 }
 
 impl Round {
-    /// A round to warm up, and then as many that count.
-    pub fn all(count: usize) -> impl Iterator<Item = Self> {
-        (0..=count).map(|number| Self { number })
-    }
-
-    fn counts(self) -> bool {
-        self.number > 0
-    }
-
     /// Whether the order of the sides is turned around.
     pub fn is_reversed(self) -> bool {
         self.number % 2 == 1
     }
 }
 
-/// The figures of a scenario: one for each side, metric and round that counts.
-#[derive(Debug, Default)]
-pub struct Measured(BTreeMap<(Side, &'static str), Vec<f64>>);
+/// The figures of a scenario: one for each side, metric and round after the one to warm up.
+#[derive(Debug, Clone, Default)]
+pub struct Measured(BTreeMap<(Side, &'static str), BTreeMap<usize, f64>>);
 
 impl Measured {
     /// Adds what one side showed in a round.
@@ -69,19 +61,28 @@ impl Measured {
         side: Side,
         figures: [(&'static str, f64); N],
     ) {
-        for (metric, figure) in figures.into_iter().filter(|_| round.counts()) {
-            self.0.entry((side, metric)).or_default().push(figure);
+        for (metric, figure) in figures.into_iter().filter(|_| round.number > 0) {
+            self.0.entry((side, metric)).or_default().insert(round.number, figure);
         }
     }
 
+    /// What was measured in the rounds for which this holds.
+    pub fn of_rounds(&self, mut holds: impl FnMut(Round) -> bool) -> Self {
+        let mut chosen = self.clone();
+        for figures in chosen.0.values_mut() {
+            figures.retain(|&number, _| holds(Round { number }));
+        }
+        chosen
+    }
+
     /// All that is known of one metric of a side, in the order of the rounds.
-    pub fn figures(&self, side: Side, metric: &'static str) -> Option<&[f64]> {
-        self.0.get(&(side, metric)).map(Vec::as_slice)
+    pub fn figures(&self, side: Side, metric: &'static str) -> Option<Vec<f64>> {
+        Some(self.0.get(&(side, metric))?.values().copied().collect())
     }
 
     /// All there is.
-    pub fn all(&self) -> impl Iterator<Item = (Side, &'static str, &[f64])> {
-        self.0.iter().map(|(&(side, metric), figures)| (side, metric, figures.as_slice()))
+    pub fn all(&self) -> impl Iterator<Item = (Side, &'static str, Vec<f64>)> {
+        self.0.iter().map(|(&(side, metric), of)| (side, metric, of.values().copied().collect()))
     }
 }
 

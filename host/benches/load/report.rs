@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::measure::{Measured, Side, Spread, slope};
-use crate::scenario::{self, Scenario};
+use crate::measure::{Measured, Round, Side, Spread, slope};
+use crate::scenario::{self, Bench, Scenario};
 
 /// The metric of [`Side::Bare`] that targets in disk syncs count in.
 pub const SYNC: &str = "disk sync";
@@ -128,12 +128,24 @@ pub struct Outcome {
     n: usize,
     of: &'static str,
     rows: Vec<Row>,
-    /// All that was measured, in the order of the rounds.
+    /// All that was measured, in the order of the rounds, whether they count or not.
     figures: Vec<Figures>,
+    caches: Quiet,
     /// How many processors others on the machine kept busy meanwhile.
     disturbed: f64,
     /// What the servers logged beyond the usual.
     warnings: Vec<String>,
+}
+
+/// How much others were at the caches.
+#[derive(Serialize)]
+struct Quiet {
+    /// The longest that a line took before and after each round, in seconds.
+    rounds: Vec<f64>,
+    /// The numbers of the rounds that count.
+    counting: Vec<usize>,
+    /// The most that a line takes where nobody disturbs.
+    quiet: f64,
 }
 
 #[derive(Serialize)]
@@ -158,27 +170,60 @@ struct Figures {
 impl Outcome {
     pub fn new(
         scenario: &Scenario,
-        n: usize,
+        bench: &Bench<'_>,
         measured: &Measured,
         disturbed: f64,
         warnings: Vec<String>,
     ) -> anyhow::Result<Self> {
-        let rows = scenario.lines.iter().map(|line| Row::new(line, measured));
-        let figures = measured.all().map(|(side, metric, rounds)| Figures {
-            side,
-            metric,
-            rounds: rounds.to_vec(),
-        });
+        let caches = Quiet::of(bench);
+        let counting = measured.of_rounds(|round| caches.counts(round));
+        let rows = scenario.lines.iter().map(|line| Row::new(line, &counting));
+        let figures = measured.all().map(|(side, metric, rounds)| Figures { side, metric, rounds });
         Ok(Self {
             scenario: scenario.name,
             about: scenario.about,
-            n,
+            n: bench.n,
             of: scenario.of,
             rows: rows.collect::<Result<_, _>>()?,
             figures: figures.collect(),
+            caches,
             disturbed,
             warnings,
         })
+    }
+}
+
+impl Quiet {
+    fn of(bench: &Bench<'_>) -> Self {
+        let (rounds, quiet) = (bench.disturbances(), bench.caches.quiet());
+        let mut counting: Vec<_> = (1..=rounds.len()).collect();
+        counting.sort_by(|one, other| rounds[one - 1].total_cmp(&rounds[other - 1]));
+        counting.truncate(bench.rounds);
+        Self { rounds, counting, quiet }
+    }
+
+    fn counts(&self, round: Round) -> bool {
+        self.counting.contains(&round.number)
+    }
+}
+
+impl Display for Quiet {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { rounds, counting, quiet } = self;
+        let longest = |lines: &mut dyn Iterator<Item = f64>| lines.fold(0.0, f64::max);
+        let all = longest(&mut rounds.iter().copied());
+        let best = longest(&mut counting.iter().map(|number| rounds[number - 1]));
+        if all <= *quiet {
+            return Ok(());
+        }
+        let disturbed = if best <= *quiet { "" } else { "disturbed: " };
+        let [best, all, quiet] = [best, all, *quiet].map(|line| Unit::Seconds.show(line));
+        let (count, of) = (counting.len(), rounds.len());
+        writeln!(
+            f,
+            "  {disturbed}{count} of {of} rounds count, with the quietest caches: a line took up to {best} in them and {all} in \
+             all, where {quiet} is quiet"
+        )
     }
 }
 
@@ -186,13 +231,11 @@ impl Row {
     fn new(line: &Line, measured: &Measured) -> anyhow::Result<Self> {
         let Line { metric, unit, beside, target } = *line;
         let of = |side| measured.figures(side, metric);
-        let own = of(Side::Bureau);
-        let other = beside.and_then(of);
-        let bureau = own.and_then(Spread::of);
-        let spread = other.and_then(Spread::of);
+        let (own, other) = (of(Side::Bureau), beside.and_then(of));
+        let [bureau, spread] = [&own, &other].map(|figures| Spread::of(figures.as_deref()?));
         bureau.or(spread).with_context(|| format!("no one measured {metric}"))?;
-        let ratio = own.zip(other).and_then(|(own, other)| Spread::of_ratios(own, other));
-        let sync = measured.figures(Side::Bare, SYNC).and_then(Spread::of);
+        let ratio = own.zip(other).and_then(|(own, other)| Spread::of_ratios(&own, &other));
+        let sync = measured.figures(Side::Bare, SYNC).and_then(|figures| Spread::of(&figures));
         let median = |spread: Option<Spread>| spread.map(|spread| spread.median);
         let met = target.zip(bureau).and_then(|(target, bureau)| {
             target.is_met(bureau.median, median(spread), median(ratio), median(sync))
@@ -204,11 +247,12 @@ impl Row {
 
 impl Display for Outcome {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { scenario, about, n, of, rows, disturbed, warnings, .. } = self;
+        let Self { scenario, about, n, of, rows, caches, disturbed, warnings, .. } = self;
         writeln!(f, "\n{scenario}: {about} ({n} {of})")?;
         let head = ["", "bureau", "beside", "ratio", "must be", ""].map(str::to_owned);
         let rows = rows.iter().map(Row::cells);
         table(f, &[head].into_iter().chain(rows).collect::<Vec<_>>())?;
+        write!(f, "{caches}")?;
         if *disturbed >= DISTURBED {
             writeln!(f, "  disturbed: others kept {disturbed:.2} processors busy meanwhile")?;
         }

@@ -37,7 +37,7 @@ pub const SCENARIO: Scenario = Scenario {
             .reaches(Target::AtMost(0.010)),
         Line::of("a millisecond each: their replies", Unit::PerSecond),
     ],
-    deadline: Duration::from_secs(120),
+    deadline: Duration::from_secs(300),
     config: "",
     run: |bench, pair| Box::pin(run(bench, pair)),
 };

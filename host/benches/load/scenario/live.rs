@@ -33,7 +33,7 @@ pub const SCENARIO: Scenario = Scenario {
         Line::of("an instance each: p99", Unit::Seconds).beside(Side::Native),
         Line::of("an instance each: cpu of a reply", Unit::Seconds).beside(Side::Native),
     ],
-    deadline: Duration::from_secs(120),
+    deadline: Duration::from_secs(300),
     config: "",
     run: |bench, pair| Box::pin(run(bench, pair)),
 };

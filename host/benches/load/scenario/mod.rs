@@ -1,12 +1,14 @@
 //! The scenarios, in the order in which they run. Each is a file of its own, with a [`Scenario`] that says what it must
 //! reach, and a place in [`ALL`].
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
+use crate::caches::Caches;
 use crate::client::{Connection, all, get, requests};
 use crate::host::{Pair, Programs, Server};
 use crate::measure::{Latencies, Measured, Process, Round};
@@ -78,6 +80,12 @@ pub struct Bench<'a> {
     pub directory: &'a Path,
     /// For those that start more servers than the two.
     pub programs: &'a Programs,
+    pub caches: &'a Caches,
+    /// What a line of the caches took before each round so far, with the one to warm up, and after the last one.
+    pub looks: RefCell<Vec<f64>>,
+    /// Until when rounds are done again.
+    pub again_until: Instant,
+    /// How many are to count.
     pub rounds: usize,
     /// How long a side is under load in a round, where time and not work is what is set.
     pub duration: Duration,
@@ -86,11 +94,33 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// One round to warm up, and those that count.
+    /// One round to warm up, and others until enough were quiet or too many were not.
     pub fn rounds(&self) -> impl Iterator<Item = Round> {
-        Round::all(self.rounds)
+        std::iter::from_fn(|| {
+            self.looks.borrow_mut().push(self.caches.look());
+            let disturbances = self.disturbances();
+            let quiet = disturbances.iter().filter(|&&line| line <= self.caches.quiet()).count();
+            let missing = self.rounds.saturating_sub(disturbances.len());
+            let again = self.rounds >= FEWEST
+                && quiet < self.rounds
+                && disturbances.len() < self.rounds * AGAIN
+                && Instant::now() < self.again_until;
+            (missing > 0 || again).then(|| Round { number: self.looks.borrow().len() - 1 })
+        })
+    }
+
+    /// For each round after the one to warm up, the longest that a line of the caches took before and after it.
+    pub fn disturbances(&self) -> Vec<f64> {
+        let looks = self.looks.borrow();
+        looks.windows(2).skip(1).map(|look| look[0].max(look[1])).collect()
     }
 }
+
+/// Whoever asks for fewer rounds is in a hurry.
+const FEWEST: usize = 3;
+
+/// How many times as many rounds there are at most as are to count.
+const AGAIN: usize = 3;
 
 /// What requests for replies show of a server.
 type Figures = [(&'static str, f64); 5];

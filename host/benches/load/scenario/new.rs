@@ -30,7 +30,7 @@ pub const SCENARIO: Scenario = Scenario {
         Line::of("cpu of a reply", Unit::Seconds).beside(Side::Native),
         Line::of("client", Unit::Number).beside(Side::Native),
     ],
-    deadline: Duration::from_secs(120),
+    deadline: Duration::from_secs(300),
     config: "",
     run: |bench, pair| Box::pin(run(bench, pair)),
 };

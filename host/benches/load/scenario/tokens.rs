@@ -36,7 +36,7 @@ pub const SCENARIO: Scenario = Scenario {
         Line::of("events", Unit::PerSecond).beside(Side::Native),
         Line::of(SYNC, Unit::Seconds).beside(Side::Bare),
     ],
-    deadline: Duration::from_secs(120),
+    deadline: Duration::from_secs(300),
     config: "",
     run: |bench, pair| Box::pin(run(bench, pair)),
 };
