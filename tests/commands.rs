@@ -299,15 +299,22 @@ async fn a_first_day() {
     assert_eq!(json(&["agents"])["agents"][0]["digest"], json!(first_digest));
 
     // A tail meets a run that is under way, and every later one, on whichever module.
-    let mut tail = Lines::of(ask(&["tail", "day-one", "demo", "--json"]));
     host.post("day-one/demo", &json!({ "add": 2 })).await;
-    let mut stream = host.stream("day-one/demo/stream?delay=1").await;
-    for n in [2, 1, 0] {
-        let event = stream.next().await.unwrap();
-        assert_eq!(
-            tail.document(),
-            json!({ "id": event.id, "event": "count", "data": format!("{{\"n\":{n}}}") })
-        );
+    let mut stream = host.stream("day-one/demo/stream?delay=600000").await;
+    let run = stream.headers["bureau-run"].to_str().unwrap().to_owned();
+    let event = stream.next().await.unwrap();
+    let mut tail = Lines::of(ask(&["tail", "day-one", "demo", "--json"]));
+    assert_eq!(tail.document(), json!({ "id": event.id, "event": "count", "data": "{\"n\":2}" }));
+    said(ask(&["cancel", &run]));
+    for event in stream.rest().await {
+        let seen = json!({ "id": event.id, "event": event.name, "data": event.data });
+        assert_eq!(tail.document(), seen);
+    }
+    let events = host.stream("day-one/demo/stream?delay=1").await.rest().await;
+    assert_eq!(events.len(), 3);
+    for (event, n) in events.iter().zip([2, 1, 0]) {
+        let data = format!("{{\"n\":{n}}}");
+        assert_eq!(tail.document(), json!({ "id": event.id, "event": "count", "data": data }));
     }
 
     let source = made.join("src/lib.rs");
