@@ -142,7 +142,7 @@ pub struct Outcome {
 struct Quiet {
     /// The longest that a line took before and after each round, in seconds.
     rounds: Vec<f64>,
-    /// The numbers of the rounds that count.
+    /// The numbers of the rounds that count, the quietest first.
     counting: Vec<usize>,
     /// The most that a line takes where nobody disturbs.
     quiet: f64,
@@ -210,12 +210,11 @@ impl Quiet {
 impl Display for Quiet {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { rounds, counting, quiet } = self;
-        let longest = |lines: &mut dyn Iterator<Item = f64>| lines.fold(0.0, f64::max);
-        let all = longest(&mut rounds.iter().copied());
-        let best = longest(&mut counting.iter().map(|number| rounds[number - 1]));
-        if all <= *quiet {
+        let most = Spread::of(rounds).filter(|of| of.max > *quiet);
+        let (Some(Spread { max: all, .. }), Some(last)) = (most, counting.last()) else {
             return Ok(());
-        }
+        };
+        let best = rounds[last - 1];
         let disturbed = if best <= *quiet { "" } else { "disturbed: " };
         let [best, all, quiet] = [best, all, *quiet].map(|line| Unit::Seconds.show(line));
         let (count, of) = (counting.len(), rounds.len());

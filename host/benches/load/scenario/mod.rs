@@ -100,12 +100,11 @@ impl Bench<'_> {
             self.looks.borrow_mut().push(self.caches.look());
             let disturbances = self.disturbances();
             let quiet = disturbances.iter().filter(|&&line| line <= self.caches.quiet()).count();
-            let missing = self.rounds.saturating_sub(disturbances.len());
-            let again = self.rounds >= FEWEST
-                && quiet < self.rounds
+            let may_repeat = self.rounds >= FEWEST
                 && disturbances.len() < self.rounds * AGAIN
                 && Instant::now() < self.again_until;
-            (missing > 0 || again).then(|| Round { number: self.looks.borrow().len() - 1 })
+            let enough = if may_repeat { quiet } else { disturbances.len() } >= self.rounds;
+            (!enough).then(|| Round { number: self.looks.borrow().len() - 1 })
         })
     }
 
