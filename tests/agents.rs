@@ -149,6 +149,8 @@ async fn an_error_before_an_event_is_a_problem_and_only_a_bad_request_says_why()
     host.json("probe/demo/memory").await;
     let bad = host.get("probe/demo/bad-request").await.text().await.unwrap();
     assert!(bad.contains("the probe was asked to blame you"), "{bad}");
+    let at_length = host.get("probe/demo/bad-request-at-length").await.text().await.unwrap();
+    assert_eq!(at_length.matches('\u{e9}').count(), 8 << 10, "16 KiB of it are told");
     let other = host.get("probe/demo/error").await.text().await.unwrap();
     assert!(!other.contains("the probe was asked"), "{other}");
     host.logged(|line| line.contains("the probe was asked to fail")).await;

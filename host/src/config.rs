@@ -28,7 +28,8 @@ pub use self::limits::{
     MOST_MEMORIES, MOST_TABLES, OutboundLimits,
 };
 use self::limits::{
-    GIB, KIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal, WrittenOutbound,
+    GIB, KIB, MIB, WrittenDeployments, WrittenHttp, WrittenInstances, WrittenJournal,
+    WrittenOutbound,
 };
 use self::unit::{Count, SpanOrZero, Written};
 use crate::fetch::{NoHost, Pattern};
@@ -121,6 +122,10 @@ const MIN_LOG_BYTES: usize = 64 * KIB;
 
 /// Half of what a table of fields can hold.
 const MAX_FIELDS: usize = 16_384;
+
+/// What may be written at once, in bytes. The journal has 32 bits for the length of a part of it, and a body that is kept as JSON can take six
+/// times its bytes.
+const MOST_WRITTEN: usize = 256 * MIB;
 
 /// What one agent is given.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -348,12 +353,14 @@ fn check_instances(
         let reason = format!("must not be more than {bound}, which is {value} bytes");
         return Err(invalid(within(key), reason));
     }
-    let pooled = [
+    let at_most = [
         ("core_instances", limits.core_instances, MOST_CORE_INSTANCES),
         ("memories", limits.memories, MOST_MEMORIES),
         ("tables", limits.tables, MOST_TABLES),
+        ("turn_bytes", limits.turn_bytes, MOST_WRITTEN),
+        ("request_body_bytes", limits.request_body_bytes, MOST_WRITTEN),
     ];
-    match pooled.into_iter().find(|(_, value, most)| value > most) {
+    match at_most.into_iter().find(|(_, value, most)| value > most) {
         None => Ok(()),
         Some((key, _, most)) => Err(invalid(within(key), format!("must not be more than {most}"))),
     }

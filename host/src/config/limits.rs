@@ -124,7 +124,7 @@ limits! {
         run_events: u64, Count = 10_000_000;
         /// Bytes of the events of a run, from when it began or was resumed.
         run_bytes: u64, Size = GIB;
-        /// The largest request body; all of it is held in memory and copied into the guest.
+        /// The largest request body, at most 256 MiB; all of it is held in memory and copied into the guest.
         request_body_bytes: usize, Size = 2 * MIB;
         /// A guest's linear memory, and the most that it hands over in one call: one agent must not take the host's.
         memory_bytes: usize, Size = 128 * MIB;
@@ -144,7 +144,7 @@ limits! {
         /// How long a run that was cancelled, or went over a limit, may take to return. Then its instance's store is stopped, and
         /// runs that share it are interrupted.
         cancel_grace: Duration, SpanOrZero = Duration::from_secs(10);
-        /// What a guest may write between two suspensions: it is held in memory until the turn is over.
+        /// What a guest may write between two suspensions, at most 256 MiB: it is held in memory until the turn is over.
         turn_bytes: usize, Size = 8 * MIB;
         /// The largest event: readers hold a whole one at least.
         event_bytes: usize, Size = MIB;

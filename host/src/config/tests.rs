@@ -119,6 +119,8 @@ fn what_makes_no_sense_is_refused_by_its_key() {
         ("[instances]\nevent_bytes = '5 MiB'", "journal.backlog_bytes"),
         ("[instances]\nstate_bytes = '9 MiB'", "instances.turn_bytes"),
         ("[instances]\nvalue_bytes = '9 MiB'", "instances.turn_bytes"),
+        ("[instances]\nturn_bytes = '257 MiB'", "instances.turn_bytes"),
+        ("[agents.chat.limits]\nrequest_body_bytes = '4 GiB'", "limits.request_body_bytes"),
         ("[cors]\norigins = ['https://example.org/']", "cors.origins"),
         ("[cors]\norigins = ['Example.org']", "cors.origins"),
         ("[outbound]\nrequests = 9223372036854775807", "outbound.requests"),

@@ -290,7 +290,7 @@ fn flag<T>(part: Option<T>, flag: u8) -> u8 {
 }
 
 fn length(length: usize) -> [u8; 4] {
-    u32::try_from(length).expect("a turn is far smaller than 4 GiB").to_le_bytes()
+    u32::try_from(length).expect("the configuration bounds what is written at once").to_le_bytes()
 }
 
 /// A segment as read.

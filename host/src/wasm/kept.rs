@@ -5,8 +5,8 @@
 //! **Mechanism.** A run that is to keep its reply writes it in the turn that ends it. The bytes are JSON; a body has one
 //! character for each byte.
 //!
-//! **Limits.** A body of at most as many bytes as a stored value may have; of a larger one, and of one that came bit by bit, it is
-//! only kept that there was one. **Cost.** None for all other runs.
+//! **Limits.** A body and a head of at most as many bytes as a stored value may have each; of a larger one, and of one that came bit by bit, it
+//! is only kept that there was one. **Cost.** None for all other runs.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ impl KeptReply {
     /// What is kept of an answer, if it is no stream of events.
     pub(super) fn of(answer: &Answer, max_bytes: usize) -> Option<Self> {
         Some(match answer {
-            Answer::Response(_, body) if body.len() > max_bytes => Self::Lost,
+            Answer::Response(head, body) if head.size().max(body.len()) > max_bytes => Self::Lost,
             Answer::Response(Head { status, headers }, body) => Self::Response {
                 status: *status,
                 headers: headers.clone(),
@@ -90,6 +90,8 @@ mod tests {
     fn what_is_too_large_is_only_known_to_have_been() {
         let answer = Answer::Response(head(), Bytes::from_static(b"xx"));
         assert_eq!(KeptReply::of(&answer, 1), Some(KeptReply::Lost));
+        let answer = Answer::Response(head(), Bytes::new());
+        assert_eq!(KeptReply::of(&answer, head().size() - 1), Some(KeptReply::Lost));
     }
 
     #[test]

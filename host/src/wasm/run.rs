@@ -180,6 +180,13 @@ pub struct Head {
     pub headers: Vec<(String, String)>,
 }
 
+impl Head {
+    /// Bytes of the names and values.
+    pub(super) fn size(&self) -> usize {
+        self.headers.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
 /// Why an event was not taken.
 pub(super) enum Refused {
     Closed,

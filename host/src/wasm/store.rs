@@ -424,7 +424,13 @@ fn finish(
     Ok(())
 }
 
-fn fault_of(error: AgentError, session: &Session, run: &Run) -> Fault {
+/// What is told of an agent's error, in bytes: a guest that has megabytes to say would have them in an event, or in the log.
+const MESSAGE: usize = 16 << 10;
+
+fn fault_of(mut error: AgentError, session: &Session, run: &Run) -> Fault {
+    if let AgentError::BadRequest(message) | AgentError::Other(message) = &mut error {
+        message.truncate(message.floor_char_boundary(MESSAGE));
+    }
     match error {
         AgentError::BadRequest(message) => Fault::BadRequest(message),
         AgentError::Cancelled => Fault::Cancelled,

@@ -193,6 +193,7 @@ impl Agent for Probe {
 fn fail(path: &str) -> Result<Reply> {
     match path {
         "/bad-request" => Err(Error::bad_request("the probe was asked to blame you")),
+        "/bad-request-at-length" => Err(Error::bad_request("\u{e9}".repeat(1 << 20))),
         "/other-error" | "/error" => Err(Error::other("the probe was asked to fail")),
         "/cancelled" => Err(Error::Cancelled),
         "/panic" => panic!("the probe was asked to panic"),
