@@ -12,8 +12,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::oneshot;
 
-use crate::support::TestHost;
 use crate::support::provider::{End, Provider, Script, chunk, words};
+use crate::support::{PATIENCE, TestHost};
 
 /// The client that is current, and the first of its protocol, which refuses a part that has a member too many.
 const CURRENT: &str = "ai";
@@ -48,16 +48,21 @@ impl Client {
         Self { child, lines: BufReader::new(stdout).lines() }
     }
 
+    async fn line(&mut self) -> Option<String> {
+        let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await;
+        line.expect("it prints a line, or ends").unwrap()
+    }
+
     /// The next document that it prints.
     async fn next(&mut self) -> Value {
-        let line = self.lines.next_line().await.unwrap().expect("it goes on");
+        let line = self.line().await.expect("it goes on");
         serde_json::from_str(&line).unwrap()
     }
 
     /// The rest of what it prints.
     async fn rest(mut self) -> Vec<Value> {
         let mut rest = Vec::new();
-        while let Some(line) = self.lines.next_line().await.unwrap() {
+        while let Some(line) = self.line().await {
             rest.push(serde_json::from_str(&line).unwrap());
         }
         assert!(self.child.wait().await.unwrap().success());

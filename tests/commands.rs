@@ -3,12 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{TestHost, data, guest, target};
+use crate::support::{Lines, TestHost, data, guest, header, seen, target};
 
 /// The program with these arguments, which knows of no host but one that they name.
 fn bureau(arguments: &[&str]) -> Command {
@@ -238,26 +239,25 @@ fn what_a_host_refuses_by_the_head_is_told_though_the_connection_broke() {
     );
 }
 
-/// The lines of a command that goes on until it is dropped.
-struct Lines {
-    child: std::process::Child,
-    lines: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+/// A command that goes on until it is dropped.
+struct Running {
+    child: Child,
+    lines: Lines,
 }
 
-impl Lines {
+impl Running {
     fn of(mut command: Command) -> Self {
-        use std::io::BufRead as _;
-        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = Lines::of(child.stdout.take().unwrap());
         Self { child, lines }
     }
 
     fn document(&mut self) -> Value {
-        serde_json::from_str(&self.lines.next().expect("it goes on").unwrap()).unwrap()
+        serde_json::from_str(&self.lines.next().expect("it goes on")).unwrap()
     }
 }
 
-impl Drop for Lines {
+impl Drop for Running {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
@@ -303,7 +303,7 @@ async fn a_first_day() {
     let mut stream = host.stream("day-one/demo/stream?delay=600000").await;
     let run = stream.headers["bureau-run"].to_str().unwrap().to_owned();
     let event = stream.next().await.unwrap();
-    let mut tail = Lines::of(ask(&["tail", "day-one", "demo", "--json"]));
+    let mut tail = Running::of(ask(&["tail", "day-one", "demo", "--json"]));
     assert_eq!(tail.document(), json!({ "id": event.id, "event": "count", "data": "{\"n\":2}" }));
     said(ask(&["cancel", &run]));
     for event in stream.rest().await {
@@ -367,6 +367,57 @@ async fn a_first_day() {
     let (status, error) = refused(ask(&["remove", "day-one"]));
     assert_eq!(status, 1);
     assert!(error.ends_with("(unknown-agent)\n"), "{error}");
+}
+
+#[tokio::test]
+async fn a_tail_meets_a_run_with_its_first_event_however_late() {
+    let host = TestHost::serving(&["probe"]).start();
+    let ask = |arguments: &[&str]| {
+        let mut command = bureau(arguments);
+        command.env("BUREAU_ADMIN", &host.admin);
+        command
+    };
+    let late = tokio::spawn(host.request(Method::GET, "probe/demo/emit-late").send());
+    let run = seen("a run in flight", async || {
+        let listed = host.operator_sees("/v1/runs?agent=probe&instance=demo").await;
+        listed["runs"][0]["run"].as_str().map(str::to_owned)
+    })
+    .await;
+    let mut of_instance = Running::of(ask(&["tail", "probe", "demo", "--json"]));
+    let mut of_run = Running::of(ask(&["tail", "probe", "demo", &run, "--json"]));
+    let marker = host.stream("probe/demo/cancellable").await.take(1).await;
+    assert_eq!(of_instance.document()["id"], marker[0].id, "it has looked while both go on");
+    assert_eq!(host.json("probe/demo/release").await["released"], 1);
+    assert!(late.await.unwrap().unwrap().text().await.unwrap().contains("late"));
+    let event = json!({ "id": format!("{run}-1"), "event": "message", "data": "late" });
+    assert_eq!(of_instance.document(), event);
+    assert_eq!(of_run.document(), event);
+}
+
+#[tokio::test]
+async fn a_tail_says_how_a_run_ended_that_emitted_nothing() {
+    let host = TestHost::serving(&["probe"]).config("[instances]\ncancel_grace = \"50ms\"").start();
+    let ask = |arguments: &[&str]| {
+        let mut command = bureau(arguments);
+        command.env("BUREAU_ADMIN", &host.admin);
+        command.output().unwrap()
+    };
+    let opened = host.stream("probe/demo/open-then?delay=600000").await;
+    let cancelled = header(&opened.headers, "bureau-run");
+    ask(&["cancel", cancelled]);
+    let keyed = host.request(Method::GET, "probe/demo/echo").header("idempotency-key", "\"1\"");
+    let keyed = keyed.send().await.unwrap();
+    let answered = header(keyed.headers(), "bureau-run");
+    for (run, printed, code, said) in [
+        (cancelled, &[format!("{cancelled}-1")][..], 1, "bureau: the run was cancelled\n"),
+        (answered, &[], 0, ""),
+    ] {
+        let Output { status, stdout, stderr } = ask(&["tail", "probe", "demo", run, "--json"]);
+        let ids = stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let ids = ids.map(|line| serde_json::from_slice::<Value>(line).unwrap()["id"].take());
+        assert!(ids.eq(printed.iter().map(|id| json!(id))), "{run}");
+        assert_eq!((status.code(), String::from_utf8(stderr).unwrap()), (Some(code), said.into()));
+    }
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! `bureau dev`: from a crate to a served agent, and on to its next version while streams go on.
 
-use std::io::{BufRead as _, BufReader, Lines};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use crate::support::{Stream, data, target};
+use crate::support::{Lines, Stream, data, http_client, target};
 
 /// An agent whose every reply begins with this word.
 fn source(word: &str) -> String {
@@ -64,7 +63,7 @@ fn lock(agent: &Path) {
 struct Developing {
     child: Child,
     url: String,
-    log: Lines<BufReader<ChildStderr>>,
+    log: Lines,
 }
 
 impl Drop for Developing {
@@ -83,10 +82,11 @@ fn develop(path: &Path, agent: &str, data: &Path) -> Developing {
     // What the guests have compiled already need not be compiled again.
     program.env("CARGO_TARGET_DIR", target());
     let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let log = BufReader::new(child.stderr.take().unwrap()).lines();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let urls = lines.filter_map(|line| Some(line.trim().strip_prefix(agent)?.trim().to_owned()));
-    let url = urls.take(1).last().expect("it prints a line per agent, with a URL to try");
+    let log = Lines::of(child.stderr.take().unwrap());
+    let lines = Lines::of(child.stdout.take().unwrap());
+    let mut urls =
+        lines.filter_map(|line| Some(line.trim().strip_prefix(agent)?.trim().to_owned()));
+    let url = urls.next().expect("it prints a line per agent, with a URL to try");
     Developing { child, url, log }
 }
 
@@ -101,7 +101,7 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
 
     let mut host = develop(&agent, "word", &directory.path().join("data"));
     assert!(host.url.ends_with("/agents/word/demo"), "{}", host.url);
-    let client = reqwest::Client::new();
+    let client = http_client();
     let url = host.url.clone();
     let word = async || {
         let response = client.get(format!("{url}/word")).send().await.unwrap();
@@ -112,7 +112,7 @@ async fn a_saved_change_serves_the_next_request_and_cuts_no_stream() {
     let begun = stream.next().await.unwrap();
     assert_eq!(begun.data, "first");
 
-    let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
+    let mut said = |what: &str| host.log.any(|line| line.contains(what));
     save("this does not compile: \"");
     assert!(said("could not compile `word`"), "the compiler's own words are shown");
     assert!(said("not all swapped"), "a build that fails is told");
@@ -148,7 +148,7 @@ async fn an_agent_that_does_not_compile_keeps_no_other_from_being_served_and_swa
         let url = host.url.replace("/sound/", &format!("/{agent}/"));
         reqwest::get(format!("{url}/word")).await.unwrap().text().await.unwrap()
     };
-    let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
+    let mut said = |what: &str| host.log.any(|line| line.contains(what));
     assert!(said("not all served"));
     assert_eq!(word("sound").await, "first");
     save("sound", "second");
@@ -167,7 +167,7 @@ async fn a_crate_that_is_added_later_is_served_once_it_is_all_there() {
     save(&agents.join("early/Cargo.toml"), &manifest("early"));
     save(&agents.join("early/src/lib.rs"), &source("first"));
     let mut host = develop(&agents, "early", &directory.path().join("data"));
-    let mut said = |what: &str| host.log.any(|line| line.unwrap().contains(what));
+    let mut said = |what: &str| host.log.any(|line| line.contains(what));
 
     let later = agents.join("later");
     lock(&later);

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response};
 
+use super::patience::{PATIENCE, seen};
 use super::stream::Stream;
+
+/// For how long a connection waits for another request: less than a host lets it, so that none is sent on one that closes.
+const KEPT: Duration = Duration::from_secs(2);
 
 /// What a test asks a host by.
 #[derive(Clone)]
@@ -17,10 +21,16 @@ pub struct Client {
     http: reqwest::Client,
 }
 
+/// A client that waits neither for ever nor on a connection that the host may close.
+pub fn http_client() -> reqwest::Client {
+    let client = reqwest::Client::builder().read_timeout(PATIENCE).pool_idle_timeout(KEPT);
+    client.build().expect("it is configured right")
+}
+
 impl Client {
     /// A client of the host at these addresses.
     pub(super) fn new(url: String, admin: String) -> Self {
-        Self { url, admin, http: reqwest::Client::new() }
+        Self { url, admin, http: http_client() }
     }
 
     /// A request to a path below `/agents/`.
@@ -105,13 +115,7 @@ impl Client {
 
     /// Waits until one of the host's figures satisfies this, and returns it.
     pub async fn reaches(&self, metric: &str, what: impl Fn(u64) -> bool) -> u64 {
-        loop {
-            let figure = self.metrics().await[metric];
-            if what(figure) {
-                return figure;
-            }
-            // Polling another process's figures: there is nothing to be woken by.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        seen(metric, async || Some(self.metrics().await[metric]).filter(|figure| what(*figure)))
+            .await
     }
 }

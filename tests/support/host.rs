@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::client::Client;
 use super::guests::{guest, target};
+use super::patience::{Lines, ended, seen};
 
 /// How to start a host.
 pub struct TestHost {
@@ -181,14 +182,12 @@ impl TestHost {
     /// Starts the program, which refuses to: how it ends, and what it says on standard error.
     pub fn refuses(&self) -> (ExitStatus, String) {
         let mut child = self.program().spawn().expect("the program was built with the tests");
-        let mut ready = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
-        stdout.read_line(&mut ready).unwrap();
-        if !ready.is_empty() {
+        let ready = Lines::of(child.stdout.take().expect("it was asked for")).next();
+        if ready.is_some() {
             drop(child.kill());
         }
         let Output { status, stderr, .. } = child.wait_with_output().unwrap();
-        assert_eq!(ready, "", "the host starts");
+        assert_eq!(ready, None, "the host starts");
         (status, String::from_utf8(stderr).unwrap())
     }
 
@@ -205,9 +204,8 @@ impl TestHost {
     pub fn start(self) -> Started {
         let mut child = self.program().spawn().expect("the program was built with the tests");
         let log = gather(child.stderr.take().expect("it was asked for"));
-        let mut ready = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
-        stdout.read_line(&mut ready).unwrap();
+        let mut stdout = Lines::of(child.stdout.take().expect("it was asked for"));
+        let ready = stdout.next().unwrap_or_default();
         // bureau: ready on http://127.0.0.1:1 (admin http://127.0.0.1:2), 1 agent
         let addresses: Vec<_> = ready
             .split([' ', ')', '(', ','])
@@ -215,7 +213,7 @@ impl TestHost {
             .map(str::to_owned)
             .collect();
         let [url, admin] = addresses.try_into().unwrap_or_else(|_| {
-            let status = child.wait();
+            let status = ended(&mut child);
             panic!(
                 "the host did not get ready: {status:?} {ready:?}\n{}",
                 log.lock().unwrap().join("\n")
@@ -256,16 +254,14 @@ impl Started {
 
     /// Waits until a line of the log satisfies this. A host that ends without it fails the test.
     pub async fn logged(&self, what: impl Fn(&str) -> bool) -> String {
-        loop {
+        seen("a line of the log", async || {
             // Whoever gathers the lines holds them too, until the last one.
             let over = Arc::strong_count(&self.log) == 1;
-            if let Some(line) = self.log().into_iter().find(|line| what(line)) {
-                return line;
-            }
-            assert!(!over, "the host has ended and did not say that: {:#?}", self.log());
-            // Polling another process's output: there is nothing to be woken by.
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+            let line = self.log().into_iter().find(|line| what(line));
+            assert!(line.is_some() || !over, "the host has ended and did not say that");
+            line
+        })
+        .await
     }
 
     /// The process's id.
@@ -288,7 +284,7 @@ impl Started {
 
     /// Waits until the process has ended.
     pub fn ended(mut self) -> (ExitStatus, TestHost) {
-        (self.child.wait().unwrap(), self.take())
+        (ended(&mut self.child), self.take())
     }
 
     /// Asks the process to end, as `kill` does, and waits until it has.

@@ -1,14 +1,12 @@
 //! Reading an event stream with a parser crate that the host knows nothing of.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use eventsource_stream::Eventsource as _;
 use futures_util::StreamExt as _;
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
 
-/// A stream that says nothing for this long will not: the test fails instead of hanging.
-const PATIENCE: Duration = Duration::from_secs(120);
+use super::patience::PATIENCE;
 
 /// One event, as a client has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

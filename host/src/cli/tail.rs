@@ -3,8 +3,8 @@
 //! **Problem.** An instance has many runs, at once and one after the other, and whoever watches it wants to see them all.
 //!
 //! **Mechanism.** Each run is followed by a task of its own ([`Follow`]); the lines meet in a channel. Which runs there are is asked once
-//! a second, as pages of the newest first. A run comes upon the record only with its first event, so a run that has
-//! been silent for long turns up below younger ones: therefore look number n reads as many pages as
+//! a second, as pages of the newest first. A run is met with its first event, as before it there may be nothing on record to follow,
+//! and one that has been silent for long turns up below younger ones: therefore look number n reads as many pages as
 //! the largest power of two that divides n. Half of the looks read one, and a run that was silent for an hour is still met a fraction of
 //! an hour later. The first look reads all, since a run under way may be as old as the journal.
 //!
@@ -125,14 +125,20 @@ async fn tail_run(
     run: RunId,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let record: Run = read(&client.get(&["v1", "runs", &run.to_string()], &[]).await?)?;
-    anyhow::ensure!(
-        (record.agent.as_str(), record.instance.as_str())
-            == (instance.agent().as_str(), instance.name()),
-        "the run {run} is one of {}/{}, not of {instance}",
-        record.agent,
-        record.instance
-    );
+    loop {
+        let known: Run = read(&client.get(&["v1", "runs", &run.to_string()], &[]).await?)?;
+        anyhow::ensure!(
+            (known.agent.as_str(), known.instance.as_str())
+                == (instance.agent().as_str(), instance.name()),
+            "the run {run} is one of {}/{}, not of {instance}",
+            known.agent,
+            known.instance
+        );
+        if known.is_to_be_met() {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
     let mut follow = Follow::new(client, run);
     loop {
         match follow.next(say_away).await? {
@@ -152,8 +158,16 @@ struct Run {
     run: String,
     agent: String,
     instance: String,
+    last_seq: u64,
     #[serde(flatten)]
     ended: Ended,
+}
+
+impl Run {
+    /// Whether there is something to follow. A run that has emitted nothing yet may be on no record, and may never be.
+    fn is_to_be_met(&self) -> bool {
+        self.last_seq > 0 || self.ended.is_over()
+    }
 }
 
 #[derive(Deserialize)]
@@ -238,7 +252,7 @@ async fn look_once(
         query.extend(before.as_deref().map(|before| ("before", before)));
         let Page { runs, next } = read(&client.get(&["v1", "runs"], &query).await?)?;
         let mut any_new = false;
-        for Run { run, ended, .. } in runs {
+        for Run { run, ended, .. } in runs.into_iter().filter(Run::is_to_be_met) {
             let run = run.parse().with_context(|| format!("the host sent the run {run:?}"))?;
             let is_new = met.runs.insert(run);
             any_new |= is_new;

@@ -191,7 +191,7 @@ impl Problem {
             Self::NoSuchRun => (
                 "not-found",
                 "Not found",
-                "no run of this id is in flight or on record, or it is no longer kept".into(),
+                "no run of this id is known: there was none, it has emitted nothing that is on record, or it is no longer kept".into(),
             ),
             Self::BadName(message) => ("bad-name", "Bad name", message.clone().into()),
             Self::MethodNotAllowed { allow } => {

@@ -24,11 +24,11 @@ use super::accept::Accept;
 use super::answer::{identify, no_content, respond};
 use super::api::{Api, Reset};
 use super::problem::Problem;
-use super::runs::{read, unreadable};
+use super::runs::read;
 use super::{Body, documents};
 use crate::agent;
 use crate::fault::Fault;
-use crate::id::{Cursor, Digest, InstanceKey, RunId, Seq};
+use crate::id::{Digest, InstanceKey, RunId, Seq};
 use crate::journal::{Keyed, Located, RunRecord, Step, Tail, Turn, Write};
 use crate::wasm::{KeptReply, epitaph};
 
@@ -196,9 +196,7 @@ impl Api {
         reset: Option<Reset>,
     ) -> Result<Response<Body>, Problem> {
         let record = self.record(run).await?.ok_or(Problem::NoSuchRun)?;
-        let start = Cursor { run, seq: Seq::ZERO }.to_string();
-        let located = self.journal.locate(&record.instance, &start).await.map_err(unreadable)?;
-        let mut response = match located {
+        let mut response = match self.from_start(&record).await? {
             Located::At(mut reader) => match reader.next().await {
                 Step::Events(page) => match page.first() {
                     Some(event) if event.name.as_deref() == Some("failed") => {

@@ -24,8 +24,8 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::accept::Accept;
-use super::answer::{for_method, no_content};
-use super::api::Api;
+use super::answer::{for_method, identify, no_content};
+use super::api::{Api, Reset};
 use super::documents::{self, RunView};
 use super::problem::Problem;
 use super::route::{PageQuery, RunsQuery};
@@ -34,8 +34,10 @@ use super::{Body, BodyError};
 use crate::agent::LiveRun;
 use crate::fault::Fault;
 use crate::format::Format;
-use crate::id::{InstanceKey, RunId};
-use crate::journal::{Followed, Follower, Located, NotResumable, RunPage, RunRecord, StoreError};
+use crate::id::{Cursor, InstanceKey, RunId, Seq};
+use crate::journal::{
+    Followed, Follower, Located, NotResumable, Reader, RunPage, RunRecord, StoreError,
+};
 use crate::shutdown::Begun;
 
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -102,34 +104,76 @@ impl Api {
         Ok(documents::respond(StatusCode::OK, &view))
     }
 
-    /// What a run emits, from the beginning or from where the client stopped.
+    /// What a run emits, from the beginning or from where the client stopped; what it answered, if it emitted nothing.
     pub(super) async fn run_events(
         &self,
         run: RunId,
         request: &Request<Incoming>,
     ) -> Result<Response<Body>, Problem> {
         let accept = Accept::of(request.headers());
+        let (_, place) = self.place(run, request, accept).await?;
+        let response = match place {
+            Place::At(reader) => self.stream(reader, accept.format(None), None),
+            Place::CaughtUp => no_content(),
+            Place::Start(reset) => self.attach(run, accept, reset).await?,
+        };
+        Ok(for_method(request.method(), response))
+    }
+
+    /// What a run emits and nothing else, for who follows it whatever became of it: a failure that comes first is an event too.
+    pub(super) async fn follow_run(
+        &self,
+        run: RunId,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, Problem> {
+        let accept = Accept::of(request.headers());
+        let (record, place) = self.place(run, request, accept).await?;
+        let (reader, reset) = match place {
+            Place::At(reader) => (reader, None),
+            Place::CaughtUp => return Ok(no_content()),
+            Place::Start(reset) => match self.from_start(&record).await? {
+                Located::At(reader) => (reader, reset),
+                Located::CaughtUp(_) => return Ok(no_content()),
+                // Retention may delete a run between two reads.
+                Located::Not(_) => return Err(Problem::NoSuchRun),
+            },
+        };
+        let mut response = self.stream(reader, accept.format(None), reset);
+        identify(&mut response, run, record.module);
+        Ok(for_method(request.method(), response))
+    }
+
+    /// Where the client stands that asks for a run on record.
+    async fn place(
+        &self,
+        run: RunId,
+        request: &Request<Incoming>,
+        accept: Accept,
+    ) -> Result<(RunRecord, Place), Problem> {
         if !accept.is_satisfiable() {
             return Err(Problem::NotAcceptable);
         }
         let record = self.record(run).await?.ok_or(Problem::NoSuchRun)?;
-        let format = accept.format(None);
-        let sent = request.headers().get(LAST_EVENT_ID).filter(|_| format.resumes());
-        let sent = sent.map(|sent| String::from_utf8_lossy(sent.as_bytes()).into_owned());
-        let locate =
-            async |id: &str| self.journal.locate(&record.instance, id).await.map_err(unreadable);
-        let mut reset = None;
-        if let Some(id) = sent {
-            match locate(&id).await? {
-                Located::At(reader) if reader.tail().run() == run => {
-                    return Ok(for_method(request.method(), self.stream(reader, format, None)));
-                }
-                Located::CaughtUp(of) if of == run => return Ok(no_content()),
-                Located::At(_) | Located::CaughtUp(_) => reset = Some((id, NotResumable::Unknown)),
-                Located::Not(why) => reset = Some((id, why)),
+        let resumes = accept.format(None).resumes();
+        let sent = request.headers().get(LAST_EVENT_ID).filter(|_| resumes);
+        let Some(sent) = sent else { return Ok((record, Place::Start(None))) };
+        let id = String::from_utf8_lossy(sent.as_bytes()).into_owned();
+        let located = self.journal.locate(&record.instance, &id).await.map_err(unreadable)?;
+        let place = match located {
+            Located::At(reader) if reader.tail().run() == run => Place::At(reader),
+            Located::CaughtUp(of) if of == run => Place::CaughtUp,
+            Located::At(_) | Located::CaughtUp(_) => {
+                Place::Start(Some((id, NotResumable::Unknown)))
             }
-        }
-        Ok(for_method(request.method(), self.attach(run, accept, reset).await?))
+            Located::Not(why) => Place::Start(Some((id, why))),
+        };
+        Ok((record, place))
+    }
+
+    /// The beginning of a run on record.
+    pub(super) async fn from_start(&self, record: &RunRecord) -> Result<Located, Problem> {
+        let start = Cursor { run: record.run, seq: Seq::ZERO }.to_string();
+        Ok(self.journal.locate(&record.instance, &start).await.map_err(unreadable)?)
     }
 
     /// The newest run of an instance that goes on, from its start: what a chat's page that was loaded again asks for.
@@ -204,6 +248,16 @@ fn list(
     }
     let next = next.map(|next| next.to_string());
     documents::respond(StatusCode::OK, &Runs { runs, next })
+}
+
+/// Where a client stands in a run.
+enum Place {
+    /// After the event that it saw last.
+    At(Reader),
+    /// At the end.
+    CaughtUp,
+    /// At the beginning, with the id that it came with if that is none of the run.
+    Start(Option<Reset>),
 }
 
 /// Who follows an instance.

@@ -117,6 +117,11 @@ impl Agent for Probe {
             }
             "/emit" => emit(run, options).await,
             "/emit-held" => self.emit_held(run, options).await,
+            "/emit-late" => {
+                self.held().await?;
+                run.emit("late").await?;
+                Ok(Reply::events())
+            }
             "/emit-raw" => emit_raw(run, request.json()?).await,
             "/flood" => Ok(flood(run, &options)),
             "/open-only" => {

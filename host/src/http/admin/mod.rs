@@ -3,7 +3,8 @@
 //! **Problem.** An operator loads agents into a running host, swaps them, sees what they do and ends it; nobody else may.
 //!
 //! **Mechanism.** The route decides the function, once it is known [who asks](guard). What is answered is in [`views`]; `openapi.json`,
-//! which is served too, describes all of it. What happens is told as a stream, and a run's events are read as its clients read them.
+//! which is served too, describes all of it. What happens is told as a stream, and so are a run's events,
+//! whatever its clients were answered.
 //!
 //! **Limits.** [`UPLOADS`] modules at once are on their way, each in memory as a whole; a list of runs looks at a bounded number of them.
 //!
@@ -95,7 +96,7 @@ impl Admin {
             AdminRoute::Instances(agent) => Ok(self.instances(agent.as_ref())),
             AdminRoute::Runs(query) => self.api.runs(query).await,
             AdminRoute::Run(run) => self.api.run(run).await,
-            AdminRoute::RunEvents(run) => self.api.run_events(run, &request).await,
+            AdminRoute::RunEvents(run) => self.api.follow_run(run, &request).await,
             AdminRoute::Cancel(run) => self.api.cancel(run).await,
             AdminRoute::Happenings => Ok(self.happenings()),
         }
