@@ -196,7 +196,7 @@ impl Api {
         reset: Option<Reset>,
     ) -> Result<Response<Body>, Problem> {
         let record = self.record(run).await?.ok_or(Problem::NoSuchRun)?;
-        let mut response = match self.from_start(&record).await? {
+        let mut response = match self.beginning(&record).await? {
             Located::At(mut reader) => match reader.next().await {
                 Step::Events(page) => match page.first() {
                     Some(event) if event.name.as_deref() == Some("failed") => {

@@ -131,7 +131,7 @@ impl Api {
         let (reader, reset) = match place {
             Place::At(reader) => (reader, None),
             Place::CaughtUp => return Ok(no_content()),
-            Place::Start(reset) => match self.from_start(&record).await? {
+            Place::Start(reset) => match self.beginning(&record).await? {
                 Located::At(reader) => (reader, reset),
                 Located::CaughtUp(_) => return Ok(no_content()),
                 // Retention may delete a run between two reads.
@@ -170,8 +170,8 @@ impl Api {
         Ok((record, place))
     }
 
-    /// The beginning of a run on record.
-    pub(super) async fn from_start(&self, record: &RunRecord) -> Result<Located, Problem> {
+    /// A reader at the beginning of a run on record, if there is something to read.
+    pub(super) async fn beginning(&self, record: &RunRecord) -> Result<Located, Problem> {
         let start = Cursor { run: record.run, seq: Seq::ZERO }.to_string();
         Ok(self.journal.locate(&record.instance, &start).await.map_err(unreadable)?)
     }
