@@ -4,7 +4,7 @@
 //! to read in any [format](Format), and none of it is the agent's business.
 //!
 //! **Mechanism.** Everything is answered from the journal and, for runs that are in flight and not on record, from the
-//! directory. Attaching is a [`Reader`](crate::journal::Reader) from the start or from where the client stopped.
+//! directory. Attaching is a [`Reader`] from the start or from where the client stopped.
 //!
 //! **Limits.** A list looks at a bounded number of runs. **Cost.** A read of the journal.
 
