@@ -353,14 +353,18 @@ fn check_instances(
         let reason = format!("must not be more than {bound}, which is {value} bytes");
         return Err(invalid(within(key), reason));
     }
-    let at_most = [
+    let written =
+        [("turn_bytes", limits.turn_bytes), ("request_body_bytes", limits.request_body_bytes)];
+    if let Some((key, _)) = written.into_iter().find(|(_, value)| *value > MOST_WRITTEN) {
+        let reason = format!("must not be more than {} MiB", MOST_WRITTEN / MIB);
+        return Err(invalid(within(key), reason));
+    }
+    let pooled = [
         ("core_instances", limits.core_instances, MOST_CORE_INSTANCES),
         ("memories", limits.memories, MOST_MEMORIES),
         ("tables", limits.tables, MOST_TABLES),
-        ("turn_bytes", limits.turn_bytes, MOST_WRITTEN),
-        ("request_body_bytes", limits.request_body_bytes, MOST_WRITTEN),
     ];
-    match at_most.into_iter().find(|(_, value, most)| value > most) {
+    match pooled.into_iter().find(|(_, value, most)| value > most) {
         None => Ok(()),
         Some((key, _, most)) => Err(invalid(within(key), format!("must not be more than {most}"))),
     }

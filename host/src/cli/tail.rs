@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bureau::id::{AgentName, InstanceKey, RunId};
 use bureau::shutdown;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
@@ -125,8 +125,18 @@ async fn tail_run(
     run: RunId,
     output: &Output,
 ) -> anyhow::Result<()> {
+    let mut is_missed = false;
     loop {
-        let known: Run = read(&client.get(&["v1", "runs", &run.to_string()], &[]).await?)?;
+        let known = match client.get(&["v1", "runs", &run.to_string()], &[]).await {
+            Ok(known) => read::<Run>(&known)?,
+            // One that ends may leave those in flight a moment before it is seen on record.
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) if !is_missed => {
+                is_missed = true;
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         anyhow::ensure!(
             (known.agent.as_str(), known.instance.as_str())
                 == (instance.agent().as_str(), instance.name()),
@@ -137,6 +147,7 @@ async fn tail_run(
         if known.is_to_be_met() {
             break;
         }
+        is_missed = false;
         tokio::time::sleep(LOOK).await;
     }
     let mut follow = Follow::new(client, run);

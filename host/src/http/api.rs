@@ -246,7 +246,8 @@ impl Api {
         }
         match registered {
             Left(known) => {
-                let attached = self.attach(known, accept, None).await?;
+                let record = self.record(known).await?.ok_or(Problem::NoSuchRun)?;
+                let attached = self.attach(record, accept, None).await?;
                 Ok(Begun::Answered(Box::new(attached)))
             }
             Right(begun) => Ok(Begun::Run(begun)),

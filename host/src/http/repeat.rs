@@ -191,11 +191,11 @@ impl Api {
     /// What a run on record answers, from its beginning: what it answered, or will, or the events that it emits.
     pub(super) async fn attach(
         &self,
-        run: RunId,
+        record: RunRecord,
         accept: Accept,
         reset: Option<Reset>,
     ) -> Result<Response<Body>, Problem> {
-        let record = self.record(run).await?.ok_or(Problem::NoSuchRun)?;
+        let run = record.run;
         let mut response = match self.beginning(&record).await? {
             Located::At(mut reader) => match reader.next().await {
                 Step::Events(page) => match page.first() {

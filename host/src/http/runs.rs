@@ -111,11 +111,11 @@ impl Api {
         request: &Request<Incoming>,
     ) -> Result<Response<Body>, Problem> {
         let accept = Accept::of(request.headers());
-        let (_, place) = self.place(run, request, accept).await?;
+        let (record, place) = self.place(run, request, accept).await?;
         let response = match place {
             Place::At(reader) => self.stream(reader, accept.format(None), None),
             Place::CaughtUp => no_content(),
-            Place::Start(reset) => self.attach(run, accept, reset).await?,
+            Place::Start(reset) => self.attach(record, accept, reset).await?,
         };
         Ok(for_method(request.method(), response))
     }
